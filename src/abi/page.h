@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The shared page: one 4 KiB page per vCPU, through which a guest says what
+ * it runs and the host says what it made of that.
+ *
+ * - Every word is a naturally aligned little-endian 64-bit integer that is
+ *   read and written whole, so that no reader sees half a value.
+ * - Every word has one writer side. Words of the guest and words of the host
+ *   lie in cache lines of their own (64 bytes).
+ * - Unknown bits and the rest of the page are zero: a reader ignores bits it
+ *   does not know, a writer leaves them zero.
+ * - A word that was never written is zero, and zero always means "nothing
+ *   said".
+ *
+ * The host reads guest words as requests of an untrusted party: any 64-bit
+ * value is acceptable input and none can do more than a busy guest can.
+ */
+#ifndef PVSCHED_PAGE_H
+#define PVSCHED_PAGE_H
+
+#include "types.h"
+
+#define PVSCHED_PAGE_SIZE	4096
+/* The header word: "PVSP" in the low half, the layout's version above it. */
+#define PVSCHED_PAGE_MAGIC	0x50535650ULL
+#define PVSCHED_PAGE_LAYOUT	1ULL
+#define PVSCHED_PAGE_HEADER	(PVSCHED_PAGE_LAYOUT << 32 | PVSCHED_PAGE_MAGIC)
+
+/*
+ * Scheduling class of a guest task. The order is the order of urgency, so
+ * that two urgency words compare as numbers.
+ */
+enum pvsched_class {
+	PVSCHED_CLASS_NONE	= 0,	/* nothing said */
+	PVSCHED_CLASS_IDLE_CPU	= 1,	/* the idle task: the CPU has no work */
+	PVSCHED_CLASS_IDLE	= 2,	/* SCHED_IDLE */
+	PVSCHED_CLASS_BATCH	= 3,	/* SCHED_BATCH */
+	PVSCHED_CLASS_NORMAL	= 4,	/* SCHED_NORMAL, SCHED_EXT */
+	PVSCHED_CLASS_RT	= 5,	/* SCHED_FIFO, SCHED_RR */
+	PVSCHED_CLASS_DEADLINE	= 6,	/* SCHED_DEADLINE, stop class */
+};
+
+/*
+ * An urgency word (pvsched_page.current_task and .pending_task):
+ *
+ *   bits  0..7   nice + 20, 0..39; 20 for classes that have no nice value
+ *   bits  8..15  real-time priority 1..99 for PVSCHED_CLASS_RT, else 0
+ *   bits 16..23  enum pvsched_class
+ *   others       zero
+ */
+#define PVSCHED_URGENCY_NICE_SHIFT	0
+#define PVSCHED_URGENCY_PRIO_SHIFT	8
+#define PVSCHED_URGENCY_CLASS_SHIFT	16
+#define PVSCHED_URGENCY_FIELD_MASK	0xffULL
+#define PVSCHED_NICE_OFFSET		20
+#define PVSCHED_URGENCY(class, prio, nice)                                   \
+	((unsigned long long)(class) << PVSCHED_URGENCY_CLASS_SHIFT |        \
+	 (unsigned long long)(prio) << PVSCHED_URGENCY_PRIO_SHIFT |          \
+	 (unsigned long long)((nice) + PVSCHED_NICE_OFFSET)                  \
+		 << PVSCHED_URGENCY_NICE_SHIFT)
+
+/* pvsched_page.guest_state */
+#define PVSCHED_GUEST_PUBLISHING	(1ULL << 0) /* a publisher keeps the words current */
+
+/*
+ * pvsched_page.context: what the guest CPU is in. Counts of nested entries,
+ * so that an interrupt within a softirq reads as both.
+ */
+#define PVSCHED_CONTEXT_HARDIRQ_SHIFT	0
+#define PVSCHED_CONTEXT_SOFTIRQ_SHIFT	8
+#define PVSCHED_CONTEXT_NMI_SHIFT	16
+#define PVSCHED_CONTEXT_FIELD_MASK	0xffULL
+
+/* pvsched_page.applied, bits 0..7: what the host does with this vCPU */
+enum pvsched_applied {
+	PVSCHED_APPLIED_NONE		= 0, /* no host scheduler reads this page */
+	PVSCHED_APPLIED_BASELINE	= 1, /* its fair share, no boost */
+	PVSCHED_APPLIED_BOOST_TASK	= 2, /* ahead for an urgent guest task */
+	PVSCHED_APPLIED_BOOST_IRQ	= 3, /* ahead for an interrupt not yet taken */
+	PVSCHED_APPLIED_THROTTLED	= 4, /* wants a boost, its budget is spent */
+};
+#define PVSCHED_APPLIED_MASK		0xffULL
+/*
+ * The host wants to be told at once when urgency drops: when the last
+ * urgent task leaves the CPU, or an interrupt has been taken (ack == ticket)
+ * and woke nobody urgent. The guest tells by one write to the doorbell.
+ */
+#define PVSCHED_APPLIED_NOTIFY		(1ULL << 8)
+
+struct pvsched_page {
+	/* Cache line 0. Writer: the guest's driver, when it sets the page up. */
+	__u64 header;		/* PVSCHED_PAGE_HEADER */
+	__u64 guest_state;	/* PVSCHED_GUEST_* */
+	__u64 rsvd0[6];
+
+	/* Cache line 1. Writer: the guest, from its scheduler's hot path. */
+	__u64 current_task;	/* urgency of the task on the CPU */
+	__u64 pending_task;	/* most urgent woken task that waits for this
+				 * CPU and is more urgent than the current
+				 * one; 0 when there is none
+				 */
+	__u64 context;		/* PVSCHED_CONTEXT_* */
+	__u64 ack;		/* last ticket whose interrupt has been taken */
+	__u64 rsvd1[4];
+
+	/* Cache line 2. Writer: the host's scheduler. */
+	__u64 applied;		/* enum pvsched_applied and flags */
+	__u64 ticket;		/* number of the latest interrupt hint; counts
+				 * up from 1, and is never reused while the
+				 * page is attached
+				 */
+	__u64 boosts;		/* boosts given since the page was attached */
+	__u64 throttles;	/* times that a boost was refused or cut short
+				 * because the budget was spent
+				 */
+	__u64 rsvd2[4];
+};
+
+PVSCHED_OFFSET(struct pvsched_page, header, 0);
+PVSCHED_OFFSET(struct pvsched_page, guest_state, 8);
+PVSCHED_OFFSET(struct pvsched_page, current_task, 64);
+PVSCHED_OFFSET(struct pvsched_page, pending_task, 72);
+PVSCHED_OFFSET(struct pvsched_page, context, 80);
+PVSCHED_OFFSET(struct pvsched_page, ack, 88);
+PVSCHED_OFFSET(struct pvsched_page, applied, 128);
+PVSCHED_OFFSET(struct pvsched_page, ticket, 136);
+PVSCHED_OFFSET(struct pvsched_page, boosts, 144);
+PVSCHED_OFFSET(struct pvsched_page, throttles, 152);
+PVSCHED_SIZE(struct pvsched_page, 192);
+
+#endif /* PVSCHED_PAGE_H */
