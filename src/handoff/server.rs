@@ -1,0 +1,992 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The scheduler's end of the handoff socket.
+//!
+//! One thread, no blocking call: [`Server::turn`] waits for what comes next and handles it, and
+//! tells the scheduler through its [`Registry`]. Peers are not trusted. What a peer can hold is
+//! limited, a peer that does not read is dropped, and descriptors of unexpected kinds are closed on
+//! a thread of their own, because closing a file can mean waiting for a file system.
+//!
+//! Who may connect: whoever may use KVM. The socket takes the group and mode of /dev/kvm (see
+//! [`Access`]), since nobody else has a vCPU to hand over. Who may hand over *a thread* is decided
+//! for each one, by its owner.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{getrlimit, setrlimit, Resource};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    accept4, bind, connect, getsockopt, listen, socket, AddressFamily, Backlog, SockFlag, SockType,
+    UnixAddr,
+};
+use thiserror::Error;
+
+use super::bytes::narrow;
+use super::memory::GuestRegion;
+pub use super::memory::MappedPage;
+use super::socket::{receive, send, Packet};
+use super::thread::{has_exited, identify, Identity};
+use super::wire::{
+    Answer, Envelope, FromScheduler, Notice, Protocol, ProtocolName, Refusal, Region, Request,
+    RequestKind, VmName, Welcome, MAX_REGIONS, VERSION,
+};
+use crate::abi;
+
+/// Number of a VM; counts up from 1 and is never used again by the same server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VmId(pub u32);
+
+/// A VM as it registered.
+#[derive(Clone, Debug)]
+pub struct VmInfo {
+    pub name: VmName,
+    /// One that the server was told to offer.
+    pub protocol: ProtocolName,
+    pub version: u16,
+    /// The process that connected, and its effective user, as this process sees them.
+    pub peer_pid: i32,
+    pub peer_uid: u32,
+}
+
+/// A vCPU and its thread. The thread was alive when the request came, and the peer may hand it
+/// over.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuInfo<'a> {
+    pub apic_id: u32,
+    /// In this process's pid namespace.
+    pub tid: u32,
+    /// The thread's process.
+    pub tgid: u32,
+    /// Of that one thread; good as the key of a BPF task storage, also after the thread's exit.
+    pub pidfd: BorrowedFd<'a>,
+}
+
+/// Why the scheduler could not take a vCPU.
+#[derive(Debug, Error)]
+pub enum RegistryError {
+    /// The kernel would not pin the page (say why).
+    #[error("{0}")]
+    Pin(String),
+    /// The thread exited meanwhile.
+    #[error("the thread has exited")]
+    NoThread,
+    /// Anything else; the peer is told that the scheduler failed.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// What the server tells the scheduler. Calls come from within [`Server::turn`] and
+/// [`Server::stop`] and should not take long: no peer is served meanwhile.
+///
+/// Each `vm_added` is followed by one `vm_removed`, each successful `attach` by one `detach`, all
+/// detaches of a VM before its `vm_removed`.
+pub trait Registry {
+    /// Is this thread a vCPU according to KVM?
+    fn is_vcpu(&mut self, vcpu: &VcpuInfo) -> bool;
+
+    fn vm_added(&mut self, vm: VmId, info: &VmInfo) -> Result<(), RegistryError>;
+
+    /// Pins the page for the thread. The mapping goes away after this call, the pin stays.
+    fn attach(&mut self, vm: VmId, vcpu: &VcpuInfo, page: &MappedPage)
+        -> Result<(), RegistryError>;
+
+    /// Unpins the page of the thread, which may have exited. After this nothing touches the page.
+    fn detach(&mut self, vm: VmId, vcpu: &VcpuInfo);
+
+    fn vm_removed(&mut self, vm: VmId);
+}
+
+/// What the server lets its peers have.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub vms: usize,
+    /// Most connections of one user other than root, so that one cannot keep out the others.
+    pub connections_per_user: usize,
+    /// Of one VM; at most `PVSCHED_HANDOFF_MAX_VCPUS`.
+    pub vcpus: usize,
+    /// Time from connecting to the registration of a VM, after which the connection is closed.
+    pub registration: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            vms: 256,
+            connections_per_user: 192,
+            vcpus: abi::PVSCHED_HANDOFF_MAX_VCPUS as usize,
+            registration: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Who may connect to the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever may open /dev/kvm by its group and mode; only root when there is no such file.
+    LikeKvm,
+    /// The mode's read and write bits, for the group given, else the server's own.
+    Mode { mode: u32, gid: Option<u32> },
+}
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What VMs may ask for; at most 8.
+    pub protocols: Vec<Protocol>,
+    pub limits: Limits,
+    pub access: Access,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            protocols: vec![Protocol::latency()],
+            limits: Limits::default(),
+            access: Access::LikeKvm,
+        }
+    }
+}
+
+/// Why a server cannot start or go on.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    #[error("another scheduler already serves {0}; stop it first")]
+    InUse(PathBuf),
+    #[error("{0} exists and is not a socket; remove it, or choose another path")]
+    NotASocket(PathBuf),
+    #[error("cannot {what} {path}: {source}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("cannot wait for the handoff socket: {0}")]
+    Epoll(#[from] Errno),
+}
+
+struct Vcpu {
+    identity: Identity,
+    pidfd: OwnedFd,
+    page_gpa: u64,
+    token: u64,
+}
+
+impl Vcpu {
+    fn info(&self, apic_id: u32) -> VcpuInfo<'_> {
+        VcpuInfo {
+            apic_id,
+            tid: self.identity.tid,
+            tgid: self.identity.tgid,
+            pidfd: self.pidfd.as_fd(),
+        }
+    }
+}
+
+struct Vm {
+    id: VmId,
+    name: VmName,
+    regions: Vec<GuestRegion>,
+    vcpus: BTreeMap<u32, Vcpu>,
+}
+
+enum Stage {
+    Connected,
+    Greeted,
+    Registered(Vm),
+}
+
+struct Connection {
+    socket: OwnedFd,
+    peer_pid: i32,
+    peer_uid: u32,
+    since: Instant,
+    stage: Stage,
+}
+
+/// What an epoll event is about. Tokens are never used again, so an event of something that has
+/// gone in the same turn finds nothing.
+#[derive(Clone, Copy)]
+enum Source {
+    Connection,
+    /// Of the connection with that token.
+    Vcpu {
+        connection: u64,
+        apic_id: u32,
+    },
+}
+
+const LISTENER: u64 = 0;
+/// Messages of one connection in one turn, so that a busy peer leaves room for the others.
+const MESSAGES_PER_TURN: usize = 16;
+/// How long no connection is accepted after the process ran out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How many descriptors may wait for the closing thread before new ones are turned away.
+const CLOSING_MAX: usize = 64;
+
+/// The socket, and everything that was handed over through it.
+pub struct Server {
+    path: PathBuf,
+    /// Of the socket file, to remove only our own.
+    inode: (u64, u64),
+    listener: OwnedFd,
+    epoll: Epoll,
+    config: Config,
+    sources: HashMap<u64, Source>,
+    connections: HashMap<u64, Connection>,
+    /// Which thread (by the inode of its pidfd) is whose vCPU: connection and APIC id.
+    threads: HashMap<u64, (u64, u32)>,
+    next_token: u64,
+    next_vm: u32,
+    accept_again: Option<Instant>,
+    closer: Closer,
+}
+
+impl Server {
+    /// Creates the socket and its directory, and replaces the socket of a server that is dead.
+    /// Raises this process's limit of open files as far as it may, as each vCPU takes one.
+    pub fn bind(path: &Path, config: Config) -> Result<Self, ServerError> {
+        assert!(
+            config.protocols.len() <= abi::PVSCHED_MAX_PROTOCOLS as usize,
+            "WELCOME has room for 8 protocols"
+        );
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let (listener, inode) = open_socket(path, config.access)?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+                warn!("cannot raise the limit of open files to {hard}: {error}");
+            }
+        }
+        Ok(Self {
+            path: path.into(),
+            inode,
+            listener,
+            epoll,
+            config,
+            sources: HashMap::new(),
+            connections: HashMap::new(),
+            threads: HashMap::new(),
+            next_token: LISTENER + 1,
+            next_vm: 1,
+            accept_again: None,
+            closer: Closer::default(),
+        })
+    }
+
+    /// Becomes readable when there is something for [`Server::turn`] to do, except for deadlines:
+    /// call it at least once a second as well.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    /// Waits up to `timeout` for something to happen and handles all that has.
+    pub fn turn(
+        &mut self,
+        registry: &mut impl Registry,
+        timeout: Duration,
+    ) -> Result<(), ServerError> {
+        self.end_accept_pause()?;
+        let mut events = [EpollEvent::empty(); 64];
+        let timeout = self.time_to_deadline().map_or(timeout, |d| d.min(timeout));
+        // Rounded up, so that a deadline has passed when the wait for it ends.
+        let timeout = u16::try_from(timeout.as_millis()).map_or(u16::MAX, |ms| {
+            ms.saturating_add(u16::from(!timeout.subsec_nanos().is_multiple_of(1_000_000)))
+        });
+        let count = match self.epoll.wait(&mut events, EpollTimeout::from(timeout)) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        for event in &events[..count] {
+            let token = event.data();
+            if token == LISTENER {
+                self.accept()?;
+                continue;
+            }
+            match self.sources.get(&token) {
+                Some(Source::Connection) => self.serve(registry, token),
+                Some(&Source::Vcpu {
+                    connection,
+                    apic_id,
+                }) => {
+                    if let Err(error) = self.vcpu_gone(registry, connection, apic_id) {
+                        self.close(registry, connection, &format!("it does not read: {error}"));
+                    }
+                }
+                None => {}
+            }
+        }
+        self.close_overdue(registry);
+        Ok(())
+    }
+
+    /// Tells the peers that the scheduler stops, gives everything back, and removes the socket.
+    pub fn stop(mut self, registry: &mut impl Registry) {
+        let tokens: Vec<u64> = self.connections.keys().copied().collect();
+        for token in tokens {
+            // Best effort: the closed connection says the same.
+            let _ = self.tell(token, &FromScheduler::Notice(Notice::Stopping));
+            self.close(registry, token, "the scheduler stops");
+        }
+    }
+
+    /// How many VMs are registered.
+    pub fn vms(&self) -> usize {
+        let registered = |c: &&Connection| matches!(c.stage, Stage::Registered(_));
+        self.connections.values().filter(registered).count()
+    }
+
+    /// How many vCPUs are attached.
+    pub fn vcpus(&self) -> usize {
+        self.threads.len()
+    }
+
+    fn new_token(&mut self, source: Source) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.sources.insert(token, source);
+        token
+    }
+
+    fn accept(&mut self) -> Result<(), ServerError> {
+        loop {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = match accept4(self.listener.as_raw_fd(), flags) {
+                // SAFETY: accept4 returned a new descriptor that nobody else owns.
+                Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+                Err(Errno::EINTR | Errno::ECONNABORTED) => continue,
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => {
+                    // The listener stays readable, so waiting for it would be a busy loop.
+                    warn!("cannot accept a connection on the handoff socket: {errno}");
+                    self.epoll.delete(&self.listener)?;
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    return Ok(());
+                }
+            };
+            if let Err(errno) = self.admit(socket) {
+                warn!("cannot serve a connection on the handoff socket: {errno}");
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd) -> Result<(), Errno> {
+        let peer = getsockopt(&socket, PeerCredentials)?;
+        let of_user = |c: &&Connection| c.peer_uid == peer.uid();
+        let crowded = if self.connections.len() >= self.config.limits.vms * 2 {
+            Some("connections")
+        } else if peer.uid() != 0
+            && self.connections.values().filter(of_user).count()
+                >= self.config.limits.connections_per_user
+        {
+            Some("connections of one user")
+        } else {
+            None
+        };
+        if let Some(what) = crowded {
+            let answer = FromScheduler::Answer {
+                seq: 0,
+                answer: Refusal::TooMany(what).into(),
+            };
+            // Best effort: the peer also understands a closed connection.
+            let _ = send(socket.as_fd(), &answer.encode(), &[]);
+            return Ok(());
+        }
+        let token = self.new_token(Source::Connection);
+        self.epoll
+            .add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
+        let connection = Connection {
+            socket,
+            peer_pid: peer.pid(),
+            peer_uid: peer.uid(),
+            since: Instant::now(),
+            stage: Stage::Connected,
+        };
+        self.connections.insert(token, connection);
+        Ok(())
+    }
+
+    fn end_accept_pause(&mut self) -> Result<(), ServerError> {
+        if self.accept_again.is_some_and(|at| Instant::now() >= at) {
+            self.accept_again = None;
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
+            self.epoll.add(&self.listener, event)?;
+        }
+        Ok(())
+    }
+
+    fn time_to_deadline(&self) -> Option<Duration> {
+        let now = Instant::now();
+        self.connections
+            .values()
+            .filter(|c| !matches!(c.stage, Stage::Registered(_)))
+            .map(|c| c.since + self.config.limits.registration)
+            .chain(self.accept_again)
+            .map(|at| at.saturating_duration_since(now))
+            .min()
+    }
+
+    fn close_overdue(&mut self, registry: &mut impl Registry) {
+        let limit = self.config.limits.registration;
+        let overdue: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| !matches!(c.stage, Stage::Registered(_)))
+            .filter(|(_, c)| c.since.elapsed() >= limit)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in overdue {
+            self.close(registry, token, "it registered no VM in time");
+        }
+    }
+
+    /// Handles what a connection has sent.
+    fn serve(&mut self, registry: &mut impl Registry, token: u64) {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(connection) = self.connections.get(&token) else {
+                return;
+            };
+            let take = !self.closer.is_behind();
+            let packet = match receive(connection.socket.as_fd(), take) {
+                Ok(Some(packet)) => packet,
+                Ok(None) => return self.close(registry, token, "the peer closed it"),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.close(registry, token, &error.to_string()),
+            };
+            let (seq, outcome) = self.handle(registry, token, packet);
+            let closes = match &outcome {
+                Ok(_) => false,
+                Err(refusal) => {
+                    self.log_refusal(token, refusal);
+                    refusal.closes()
+                }
+            };
+            let answer = outcome.unwrap_or_else(Answer::from);
+            let sent = self.tell(token, &FromScheduler::Answer { seq, answer });
+            if closes {
+                return self.close(registry, token, "its message could not be understood");
+            }
+            if let Err(error) = sent {
+                return self.close(registry, token, &format!("it does not read: {error}"));
+            }
+        }
+    }
+
+    fn log_refusal(&self, token: u64, refusal: &Refusal) {
+        if let Some(c) = self.connections.get(&token) {
+            let name = match &c.stage {
+                Stage::Registered(vm) => vm.name.to_string(),
+                _ => "no VM yet".into(),
+            };
+            let (pid, uid) = (c.peer_pid, c.peer_uid);
+            // At debug level, since peers could fill the log; the peer is told, and logs it.
+            debug!("refused a request of process {pid}, user {uid} ({name}): {refusal}");
+        }
+    }
+
+    fn tell(&self, token: u64, message: &FromScheduler) -> io::Result<()> {
+        match self.connections.get(&token) {
+            Some(connection) => send(connection.socket.as_fd(), &message.encode(), &[]),
+            None => Ok(()),
+        }
+    }
+
+    /// Carries out one request: the sequence number to answer with, and the answer.
+    fn handle(
+        &mut self,
+        registry: &mut impl Registry,
+        token: u64,
+        packet: Packet,
+    ) -> (u32, Result<Answer, Refusal>) {
+        let Packet {
+            bytes,
+            fds,
+            fds_lost,
+        } = packet;
+        let envelope = match Envelope::parse(&bytes) {
+            Ok(envelope) => envelope,
+            Err((seq, refusal)) => {
+                self.closer.close(fds);
+                return (seq, Err(refusal));
+            }
+        };
+        let mut fds = fds;
+        let outcome = self
+            .check_order(token, envelope.kind)
+            .and_then(|()| check_descriptors(&envelope, &fds, fds_lost))
+            .and_then(|()| envelope.open())
+            .and_then(|request| self.carry_out(registry, token, request, &mut fds));
+        self.closer.close(fds);
+        (envelope.seq, outcome)
+    }
+
+    fn check_order(&self, token: u64, kind: RequestKind) -> Result<(), Refusal> {
+        let Some(connection) = self.connections.get(&token) else {
+            return Err(Refusal::Internal("the connection is gone".into()));
+        };
+        let problem = match (&connection.stage, kind) {
+            (Stage::Connected, RequestKind::Hello)
+            | (Stage::Greeted, RequestKind::VmRegister)
+            | (Stage::Registered(_), RequestKind::VcpuAttach | RequestKind::VcpuDetach) => {
+                return Ok(())
+            }
+            (Stage::Connected, _) => "The first message must be HELLO.",
+            (_, RequestKind::Hello) => "HELLO comes once, as the first message.",
+            (Stage::Greeted, _) => "After HELLO a VM must be registered first.",
+            (Stage::Registered(_), _) => "A connection registers one VM, once.",
+        };
+        Err(Refusal::Order(problem))
+    }
+
+    /// Takes out of `fds` what the request keeps.
+    fn carry_out(
+        &mut self,
+        registry: &mut impl Registry,
+        token: u64,
+        request: Request,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Answer, Refusal> {
+        match request {
+            Request::Hello {
+                min_version,
+                max_version,
+            } => self.hello(token, min_version, max_version),
+            Request::VmRegister {
+                name,
+                protocol,
+                version,
+                regions,
+            } => {
+                let asked = (name, protocol, version);
+                self.register(registry, token, asked, &regions, fds)
+            }
+            Request::VcpuAttach { apic_id, page_gpa } => {
+                self.attach(registry, token, apic_id, page_gpa, fds)
+            }
+            Request::VcpuDetach { apic_id } => {
+                if !self.detach(registry, token, apic_id) {
+                    return Err(Refusal::ApicId {
+                        apic_id,
+                        attached: false,
+                    });
+                }
+                Ok(Answer::Ok)
+            }
+        }
+    }
+
+    fn hello(&mut self, token: u64, min: u16, max: u16) -> Result<Answer, Refusal> {
+        let version: u16 = narrow(VERSION);
+        if !(min..=max).contains(&version) {
+            return Err(Refusal::Version { min, max });
+        }
+        if let Some(connection) = self.connections.get_mut(&token) {
+            connection.stage = Stage::Greeted;
+        }
+        Ok(Answer::Welcome(Welcome {
+            version,
+            max_vcpus: narrow(self.config.limits.vcpus),
+            max_regions: narrow(MAX_REGIONS),
+            protocols: self.config.protocols.clone(),
+        }))
+    }
+
+    fn register(
+        &mut self,
+        registry: &mut impl Registry,
+        token: u64,
+        (name, protocol, version): (VmName, ProtocolName, u16),
+        regions: &[Region],
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Answer, Refusal> {
+        let offered = &self.config.protocols;
+        if !offered.iter().any(|p| p.has(&protocol, version)) {
+            return Err(Refusal::Protocol {
+                name: protocol.to_string(),
+                version,
+            });
+        }
+        let mut files = fds.drain(..);
+        let mut kept = Vec::with_capacity(regions.len());
+        let mut refused = None;
+        for (index, (region, file)) in regions.iter().zip(&mut files).enumerate() {
+            match GuestRegion::new(*region, file) {
+                Ok(region) => kept.push(region),
+                Err((file, problem)) => {
+                    refused = Some((file, Refusal::Region { index, problem }));
+                    break;
+                }
+            }
+        }
+        let rest: Vec<OwnedFd> = files.collect();
+        if let Some((file, refusal)) = refused {
+            fds.push(file);
+            fds.extend(rest);
+            return Err(refusal);
+        }
+        if self.vms() >= self.config.limits.vms {
+            return Err(Refusal::TooMany("VMs"));
+        }
+        let Some(connection) = self.connections.get_mut(&token) else {
+            return Err(Refusal::Internal("the connection is gone".into()));
+        };
+        let id = VmId(self.next_vm);
+        let vm = VmInfo {
+            name: name.clone(),
+            protocol,
+            version,
+            peer_pid: connection.peer_pid,
+            peer_uid: connection.peer_uid,
+        };
+        registry
+            .vm_added(id, &vm)
+            .map_err(|error| Refusal::Internal(error.to_string()))?;
+        self.next_vm += 1;
+        info!(
+            "VM {} ({name}) registered by process {}, user {}: protocol {protocol} version {version}",
+            id.0, connection.peer_pid, connection.peer_uid
+        );
+        connection.stage = Stage::Registered(Vm {
+            id,
+            name,
+            regions: kept,
+            vcpus: BTreeMap::new(),
+        });
+        Ok(Answer::Ok)
+    }
+
+    fn attach(
+        &mut self,
+        registry: &mut impl Registry,
+        token: u64,
+        apic_id: u32,
+        page_gpa: u64,
+        fds: &mut Vec<OwnedFd>,
+    ) -> Result<Answer, Refusal> {
+        self.forget_dead(registry, token, apic_id, page_gpa);
+        let gone = || Refusal::Internal("the connection is gone".into());
+        let connection = self.connections.get(&token).ok_or_else(gone)?;
+        let Stage::Registered(vm) = &connection.stage else {
+            return Err(gone());
+        };
+        let regions = &vm.regions;
+        if !regions
+            .iter()
+            .any(|r| r.region.file_offset(page_gpa).is_some())
+        {
+            return Err(Refusal::Gpa(page_gpa));
+        }
+        let same_page = |(id, vcpu): (&u32, &Vcpu)| (vcpu.page_gpa == page_gpa).then_some(*id);
+        match vm.vcpus.iter().find_map(same_page) {
+            Some(other) if other != apic_id => {
+                return Err(Refusal::PageInUse {
+                    gpa: page_gpa,
+                    apic_id: other,
+                })
+            }
+            _ => {}
+        }
+        if vm.vcpus.contains_key(&apic_id) {
+            return Err(Refusal::ApicId {
+                apic_id,
+                attached: true,
+            });
+        }
+        if vm.vcpus.len() >= self.config.limits.vcpus {
+            return Err(Refusal::TooMany("vCPUs of this VM"));
+        }
+        let identity = match fds.first() {
+            Some(pidfd) => identify(pidfd.as_fd()).map_err(Refusal::NotAThread)?,
+            None => return Err(Refusal::NotAThread("there is none".into())),
+        };
+        let peer = connection.peer_uid;
+        if peer != 0 && (identity.real_uid, identity.effective_uid) != (peer, peer) {
+            return Err(Refusal::Permission {
+                tid: identity.tid,
+                owner: identity.real_uid,
+                peer,
+            });
+        }
+        // From here on the descriptor is known to be a pidfd, which closes without waiting.
+        let pidfd = fds.remove(0);
+        let mut vcpu = Vcpu {
+            identity,
+            pidfd,
+            page_gpa,
+            token: 0,
+        };
+        let info = vcpu.info(apic_id);
+        if !registry.is_vcpu(&info) {
+            return Err(Refusal::NotAVcpu(identity.tid));
+        }
+        if self.threads.contains_key(&identity.inode) {
+            return Err(Refusal::ThreadInUse(identity.tid));
+        }
+        let page = regions
+            .iter()
+            .find_map(|region| region.map_page(page_gpa))
+            .ok_or(Refusal::Gpa(page_gpa))?
+            .map_err(|errno| Refusal::Pin(format!("it cannot be mapped: {errno}")))?;
+        registry
+            .attach(vm.id, &info, &page)
+            .map_err(|error| match error {
+                RegistryError::Pin(why) => Refusal::Pin(why),
+                RegistryError::NoThread => Refusal::NotAThread("it has exited".into()),
+                RegistryError::Internal(why) => Refusal::Internal(why),
+            })?;
+        drop(page);
+
+        let vm_id = vm.id;
+        vcpu.token = self.new_token(Source::Vcpu {
+            connection: token,
+            apic_id,
+        });
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, vcpu.token);
+        if let Err(errno) = self.epoll.add(&vcpu.pidfd, event) {
+            self.sources.remove(&vcpu.token);
+            registry.detach(vm_id, &vcpu.info(apic_id));
+            return Err(Refusal::Internal(format!(
+                "the thread cannot be watched: {errno}"
+            )));
+        }
+        debug!(
+            "VM {}: vCPU {apic_id} attached, thread {}",
+            vm_id.0, identity.tid
+        );
+        self.threads.insert(identity.inode, (token, apic_id));
+        if let Some(Connection {
+            stage: Stage::Registered(vm),
+            ..
+        }) = self.connections.get_mut(&token)
+        {
+            vm.vcpus.insert(apic_id, vcpu);
+        }
+        Ok(Answer::Ok)
+    }
+
+    /// Detaches vCPUs in the way of a new one whose threads have exited without the news having
+    /// been handled yet. A client that knows of the exit may reuse APIC id and page at once.
+    fn forget_dead(&mut self, registry: &mut impl Registry, token: u64, apic_id: u32, gpa: u64) {
+        let Some(Connection {
+            stage: Stage::Registered(vm),
+            ..
+        }) = self.connections.get(&token)
+        else {
+            return;
+        };
+        let dead: Vec<u32> = vm
+            .vcpus
+            .iter()
+            .filter(|(id, vcpu)| **id == apic_id || vcpu.page_gpa == gpa)
+            .filter(|(_, vcpu)| has_exited(vcpu.pidfd.as_fd()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in dead {
+            // If the peer does not read, the answer that follows finds that out.
+            let _ = self.vcpu_gone(registry, token, id);
+        }
+    }
+
+    /// Fails if the peer does not read.
+    fn vcpu_gone(
+        &mut self,
+        registry: &mut impl Registry,
+        connection: u64,
+        apic_id: u32,
+    ) -> io::Result<()> {
+        if !self.detach(registry, connection, apic_id) {
+            return Ok(());
+        }
+        let notice = Notice::VcpuGone { apic_id };
+        self.tell(connection, &FromScheduler::Notice(notice))
+    }
+
+    /// Whether there was something to detach.
+    fn detach(&mut self, registry: &mut impl Registry, connection: u64, apic_id: u32) -> bool {
+        let Some(Connection {
+            stage: Stage::Registered(vm),
+            ..
+        }) = self.connections.get_mut(&connection)
+        else {
+            return false;
+        };
+        let Some(vcpu) = vm.vcpus.remove(&apic_id) else {
+            return false;
+        };
+        registry.detach(vm.id, &vcpu.info(apic_id));
+        debug!("VM {}: vCPU {apic_id} detached", vm.id.0);
+        self.threads.remove(&vcpu.identity.inode);
+        self.sources.remove(&vcpu.token);
+        // Explicitly, because epoll watches the file and the peer holds it open, too.
+        let _ = self.epoll.delete(&vcpu.pidfd);
+        true
+    }
+
+    fn close(&mut self, registry: &mut impl Registry, token: u64, why: &str) {
+        let apic_ids: Vec<u32> = match self.connections.get(&token) {
+            Some(Connection {
+                stage: Stage::Registered(vm),
+                ..
+            }) => vm.vcpus.keys().copied().collect(),
+            _ => Vec::new(),
+        };
+        for apic_id in apic_ids {
+            self.detach(registry, token, apic_id);
+        }
+        self.sources.remove(&token);
+        let Some(connection) = self.connections.remove(&token) else {
+            return;
+        };
+        let _ = self.epoll.delete(&connection.socket);
+        match connection.stage {
+            Stage::Registered(vm) => {
+                registry.vm_removed(vm.id);
+                info!("VM {} ({}) removed: {why}", vm.id.0, vm.name);
+            }
+            _ => debug!(
+                "connection of process {} closed: {why}",
+                connection.peer_pid
+            ),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == self.inode);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn check_descriptors(envelope: &Envelope, fds: &[OwnedFd], lost: bool) -> Result<(), Refusal> {
+    let expected = envelope.descriptors();
+    if lost || fds.len() != expected {
+        return Err(Refusal::Fds {
+            expected,
+            arrived: (!lost).then_some(fds.len()),
+        });
+    }
+    Ok(())
+}
+
+/// Closes descriptors whose kind nobody checked on a thread of its own: closing a file of a FUSE
+/// server waits for that server, which may be the peer's.
+#[derive(Default)]
+struct Closer {
+    queue: Option<mpsc::Sender<OwnedFd>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Closer {
+    /// Whether to turn away new descriptors: as many wait as one may make us hold.
+    fn is_behind(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= CLOSING_MAX
+    }
+
+    fn close(&mut self, fds: Vec<OwnedFd>) {
+        for fd in fds {
+            if self.waiting.fetch_add(1, Ordering::Relaxed) == CLOSING_MAX {
+                warn!("{CLOSING_MAX} descriptors of refused requests are slow to close");
+            }
+            let unsent = match &self.queue {
+                Some(queue) => queue.send(fd).err().map(|error| error.0),
+                None => Some(fd),
+            };
+            // The first one starts the thread; most servers never need it.
+            if let Some(fd) = unsent {
+                let (queue, fds) = mpsc::channel::<OwnedFd>();
+                let waiting = Arc::clone(&self.waiting);
+                let thread = std::thread::Builder::new().name("handoff-closer".into());
+                let started = thread.spawn(move || {
+                    for fd in fds {
+                        drop(fd);
+                        waiting.fetch_sub(1, Ordering::Relaxed);
+                    }
+                });
+                match started {
+                    Ok(_) => {
+                        let _ = queue.send(fd);
+                        self.queue = Some(queue);
+                    }
+                    Err(_) => {
+                        self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The listening socket, and the device and inode number of its file.
+fn open_socket(path: &Path, access: Access) -> Result<(OwnedFd, (u64, u64)), ServerError> {
+    let failed = |what| {
+        let path = path.to_owned();
+        move |source: io::Error| ServerError::File { what, path, source }
+    };
+    if let Some(directory) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        if !directory.exists() {
+            fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
+            let mode = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(directory, mode).map_err(failed("set the mode of"))?;
+        }
+    }
+    let errno = |what| move |errno: Errno| failed(what)(errno.into());
+    let address = UnixAddr::new(path).map_err(errno("name"))?;
+    remove_stale(path, &address)?;
+
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let kind = SockType::SeqPacket;
+    let listener = socket(AddressFamily::Unix, kind, flags, None).map_err(errno("create"))?;
+    // The file is born with the mode of the socket, so nobody gets in before it is as wanted.
+    let nobody = nix::sys::stat::Mode::empty();
+    nix::sys::stat::fchmod(&listener, nobody).map_err(errno("set the mode of"))?;
+    bind(listener.as_raw_fd(), &address).map_err(errno("bind"))?;
+    let (mode, gid) = match access {
+        Access::Mode { mode, gid } => (mode & 0o666, gid),
+        Access::LikeKvm => fs::metadata("/dev/kvm").map_or((0o600, None), |kvm| {
+            (kvm.permissions().mode() & 0o666, Some(kvm.gid()))
+        }),
+    };
+    std::os::unix::fs::chown(path, None, gid).map_err(failed("set the group of"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(failed("set the mode of"))?;
+    let file = fs::symlink_metadata(path).map_err(failed("look at"))?;
+    listen(&listener, Backlog::new(128).expect("128 is a backlog")).map_err(errno("listen on"))?;
+    Ok((listener, (file.dev(), file.ino())))
+}
+
+/// Removes the socket that a dead server left. A live one answers a connection.
+fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ServerError> {
+    match fs::symlink_metadata(path) {
+        Err(_) => return Ok(()),
+        Ok(file) if !file.file_type().is_socket() => {
+            return Err(ServerError::NotASocket(path.into()))
+        }
+        Ok(_) => {}
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    match connect(probe.as_raw_fd(), address) {
+        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(|source| ServerError::File {
+            what: "remove the stale",
+            path: path.into(),
+            source,
+        }),
+        Err(Errno::ENOENT) => Ok(()),
+        // Connected, or busy, or not to be told apart from a live one: leave it alone.
+        _ => Err(ServerError::InUse(path.into())),
+    }
+}
