@@ -18,4 +18,28 @@ fn main() {
         .expect("the headers in src/abi compile with libclang")
         .write_to_file(out.join("abi.rs"))
         .expect("OUT_DIR is writable");
+    #[cfg(feature = "scheduler")]
+    build_bpf();
+}
+
+/// Compiles the two BPF objects and generates their skeletons and the types that they share with
+/// the scheduler process. clang is `$BPF_CLANG`, by default `clang`.
+#[cfg(feature = "scheduler")]
+fn build_bpf() {
+    for (source, name, interface) in [
+        ("bpf/main.bpf.c", "main", Some("bpf/intf.h")),
+        ("bpf/hints.bpf.c", "hints", None),
+    ] {
+        let built = scx_cargo::BpfBuilder::new().and_then(|mut builder| {
+            builder.add_include_path("src").add_include_path("bpf").enable_skel(source, name);
+            if let Some(interface) = interface {
+                builder.enable_intf(interface, "intf.rs");
+            }
+            builder.build()
+        });
+        if let Err(error) = built {
+            panic!("{source} must compile with clang 16 or newer (set BPF_CLANG): {error:#}");
+        }
+    }
+    println!("cargo:rerun-if-changed=bpf");
 }

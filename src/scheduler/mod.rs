@@ -1,2 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The scheduler process.
+//! The scheduler process: checks the host, loads the BPF programs, serves the handoff socket and
+//! the statistics, and reports why it ended.
+//!
+//! - [`options`]: the command line
+//! - [`preflight`]: what must be true of the host, with an error that says what to do
+//! - [`bpf`]: the generated skeletons and the map values
+//! - [`instance`]: one loaded scheduler, from load to exit
+//! - [`hints`]: the KVM half, which comes and goes with the kvm module
+//! - [`registry`]: the VMs that were handed over
+//! - [`stats`]: every counter with its description
+//! - [`monitor`]: the statistics as text
+
+pub mod bpf;
+pub mod hints;
+pub mod instance;
+pub mod monitor;
+pub mod options;
+pub mod preflight;
+pub mod registry;
+pub mod stats;

@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * When a vCPU is ahead of its fair turn, why, and what ends it.
+ *
+ * A boost is never a state that somebody must remember to end: every decision
+ * works it out anew from what the guest's page says now, from the hints that
+ * were not yet taken, and from the two budgets.
+ *
+ *	boost_judge()	what the vCPU is entitled to now
+ *	boost_set()	puts that in force for the vCPU that runs, and tells the guest
+ *	task_charge()	charges run time to vtime and to the budgets
+ */
+#ifndef PVSCHED_BOOST_BPF_H
+#define PVSCHED_BOOST_BPF_H
+
+#include "state.bpf.h"
+
+/* After so many interrupts in a row that woke nobody urgent, none is expected. */
+#define PV_USELESS_MAX	64
+
+/* The page of a vCPU, or NULL when it has none or its guest publishes nothing. */
+static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task *t)
+{
+	struct pvsched_page *page;
+	struct pv_page *v;
+
+	if (!t->is_vcpu)
+		return NULL;
+	v = bpf_task_storage_get(&pages, p, 0, 0);
+	if (!v) {
+		t->attachment = 0;
+		return NULL;
+	}
+	page = v->page;
+	if (!page)
+		return NULL;
+	if (t->attachment != v->attachment) {
+		/*
+		 * The guest may have acknowledged tickets of an earlier
+		 * scheduler. Count on from there, or it would seem to have
+		 * taken interrupts that it did not.
+		 */
+		t->ticket = READ_ONCE(page->ack);
+		t->hint_at = 0;
+		t->attachment = v->attachment;
+	}
+	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
+		return NULL;
+	return page;
+}
+
+/* The interrupt behind the pending hint was taken by the guest. */
+static inline void hint_taken(struct pv_task *t, u64 now)
+{
+	u64 since = t->hint_at;
+
+	if (since && t->entered) {
+		count_stage(PV_STAGE_TAKEN, since, now);
+		if (t->useless < PV_USELESS_MAX)
+			t->useless++;
+		else
+			t->expected_rank = PV_RANK_IRQ;
+	}
+	t->hint_at = 0;
+	t->entered = 0;
+}
+
+/* The debt of interrupt boosts at @now; it grows in extra turns only. */
+static inline u64 irq_debt(struct pv_task *t, u64 now)
+{
+	u64 elapsed = now > t->irq_debt_at ? now - t->irq_debt_at : 0;
+
+	if (t->boost == PV_BOOST_IRQ && t->extra_turn && t->state == PV_STATE_RUNNING)
+		return pv_debt_add(t->irq_debt, elapsed);
+	return pv_debt_repay(t->irq_debt, elapsed);
+}
+
+static inline bool task_is_spent(struct pv_task *t, s64 lead)
+{
+	return pv_spent(t->task_spent, lead > 0 ? lead : 0, task_budget_ns, 0);
+}
+
+static inline bool irq_is_spent(struct pv_task *t, u64 now)
+{
+	return pv_spent(t->irq_spent, irq_debt(t, now), irq_budget_ns, irq_budget_ns / 2);
+}
+
+/*
+ * What the vCPU is entitled to. Returns its rank and says why in @boost.
+ * @lead is how far it is ahead of its fair share, in ns.
+ */
+static inline u32 boost_judge(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
+			      s64 lead, u64 now, u32 *boost)
+{
+	u32 rank = PV_RANK_NONE;
+	bool was_spent;
+
+	*boost = PV_BOOST_NONE;
+	if (page) {
+		u64 current_task = READ_ONCE(page->current_task);
+		u64 pending_task = READ_ONCE(page->pending_task);
+		u32 pending = pv_rank(pending_task);
+
+		rank = pv_rank(current_task);
+		t->urgency = current_task;
+		if (pending > rank) {
+			rank = pending;
+			t->urgency = pending_task;
+		}
+		if (rank) {
+			*boost = PV_BOOST_TASK;
+			t->expected_rank = rank;
+			t->useless = 0;
+			if (t->hint_at && t->ticket == READ_ONCE(page->ack))
+				hint_taken(t, now);
+		} else if ((s64)(t->ticket - READ_ONCE(page->ack)) > 0) {
+			*boost = PV_BOOST_IRQ;
+		} else if (t->hint_at) {
+			hint_taken(t, now);
+		}
+	} else if (t->hint_at) {
+		/* Nobody tells when the interrupt was taken: it gets a fixed time in the guest. */
+		if (t->entered && now - t->entered_at >= irq_boost_ns)
+			hint_taken(t, now);
+		else
+			*boost = PV_BOOST_IRQ;
+	}
+	if (*boost == PV_BOOST_IRQ)
+		rank = t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
+
+	was_spent = t->task_spent || t->irq_spent;
+	t->task_spent = task_is_spent(t, lead);
+	t->irq_spent = irq_is_spent(t, now);
+	if (rank && (t->task_spent || (*boost == PV_BOOST_IRQ && t->irq_spent))) {
+		if (!was_spent) {
+			t->throttles++;
+			COUNT(throttled);
+		}
+		*boost = PV_BOOST_NONE;
+		rank = PV_RANK_NONE;
+	}
+	return rank;
+}
+
+static inline s64 task_lead(struct task_struct *p, struct pv_task *t, struct pv_llc *l)
+{
+	return pv_lead(t->vtime, READ_ONCE(l->vtime), p->scx.weight);
+}
+
+/*
+ * Charges the time since the last charge. All of it counts as use of the
+ * task's share, boosted or not.
+ */
+static inline void task_charge(struct task_struct *p, struct pv_task *t, u64 now)
+{
+	u64 ran = now > t->charged_at ? now - t->charged_at : 0;
+
+	t->charged_at = now;
+	t->vtime += pv_charge(ran, p->scx.weight);
+	if (!t->is_vcpu)
+		return;
+
+	t->ran += ran;
+	if (t->boost)
+		t->ran_boosted += ran;
+	t->irq_debt = irq_debt(t, now);
+	t->irq_debt_at = now;
+}
+
+/* Tells the guest what is done with its vCPU, if it is not what it was told last. */
+static inline void tell(struct pv_task *t, struct pvsched_page *page, u64 applied)
+{
+	t->applied = applied;
+	if (!page)
+		return;
+	if (READ_ONCE(page->applied) != applied)
+		WRITE_ONCE(page->applied, applied);
+	WRITE_ONCE(page->boosts, t->boosts_task + t->boosts_irq);
+	WRITE_ONCE(page->throttles, t->throttles);
+}
+
+/*
+ * Puts a judgement in force for the vCPU that runs (or is about to) on @c.
+ * @waiting: somebody wants the CPU back as soon as urgency drops.
+ */
+static inline void boost_set(struct pv_task *t, struct pvsched_page *page, struct pv_cpu *c,
+			     u32 rank, u32 boost, bool waiting)
+{
+	u64 applied = PVSCHED_APPLIED_BASELINE;
+
+	if (boost && boost != t->boost) {
+		if (boost == PV_BOOST_TASK) {
+			t->boosts_task++;
+			COUNT(boosts_task);
+		} else {
+			t->boosts_irq++;
+			COUNT(boosts_irq);
+		}
+	}
+	t->boost = boost;
+	t->rank = rank;
+	c->rank = rank;
+
+	if (boost == PV_BOOST_TASK)
+		applied = PVSCHED_APPLIED_BOOST_TASK;
+	else if (boost == PV_BOOST_IRQ)
+		applied = PVSCHED_APPLIED_BOOST_IRQ;
+	else if (t->task_spent || t->irq_spent)
+		applied = PVSCHED_APPLIED_THROTTLED;
+	/*
+	 * Only a turn that somebody else waits for is worth an exit of the
+	 * guest: without it a boost costs nobody anything.
+	 */
+	if (boost && waiting && t->extra_turn)
+		applied |= PVSCHED_APPLIED_NOTIFY;
+	tell(t, page, applied);
+}
+
+#endif /* PVSCHED_BOOST_BPF_H */

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the BPF programs and the scheduler process share: the values of the
+ * maps and the limits that size them.
+ */
+#ifndef PVSCHED_INTF_H
+#define PVSCHED_INTF_H
+
+#include "abi/page.h"
+
+#ifndef __VMLINUX_H__
+#include <stdbool.h>
+typedef __u64 u64;
+typedef __u32 u32;
+typedef __s64 s64;
+typedef __s32 s32;
+#endif
+
+#define PV_MAX_CPUS	1024
+#define PV_MAX_LLCS	256
+
+/* Where a hint came from; the index of pv_stats.hints. */
+enum pv_hint_source {
+	PV_HINT_TIMER	= 0,	/* the vCPU's local APIC timer expired */
+	PV_HINT_IRQ	= 1,	/* an interrupt was accepted for the vCPU */
+	PV_HINT_KICK	= 2,	/* KVM kicked the vCPU */
+	PV_HINT_WAKE	= 3,	/* KVM woke the halted vCPU */
+	PV_HINT_COUNT	= 4,
+};
+
+/*
+ * Latency histograms: bucket i counts latencies below 2^i microseconds that
+ * are not in a lower bucket; the last one takes the rest.
+ */
+#define PV_HIST_BUCKETS	20
+
+enum pv_stage {
+	PV_STAGE_RUNNING = 0,	/* hint to the vCPU thread running */
+	PV_STAGE_ENTERED = 1,	/* hint to the vCPU in guest mode */
+	PV_STAGE_TAKEN	 = 2,	/* hint to the host seeing that the guest took it */
+	PV_STAGE_COUNT	 = 3,
+};
+
+/* Counters, one set per CPU. The meaning of each is in src/scheduler/stats.rs. */
+struct pv_stats {
+	u64 direct;
+	u64 enqueued_fair;
+	u64 enqueued_boost;
+	u64 enqueued_kthread;
+	u64 hints[PV_HINT_COUNT];
+	u64 posted;
+	u64 dropped;
+	u64 moved;
+	u64 held;
+	u64 resumed;
+	u64 preempted;
+	u64 boosts_task;
+	u64 boosts_irq;
+	u64 ended_exit;
+	u64 ended_tick;
+	u64 throttled;
+	u64 guarded;
+	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
+};
+
+/* Where a task is; pv_task.state. */
+enum pv_state {
+	PV_STATE_ELSEWHERE	= 0,	/* sleeps, or on its way somewhere */
+	PV_STATE_RUNNING	= 1,
+	PV_STATE_FAIR		= 2,	/* waits in a fair queue */
+	PV_STATE_BOOST		= 3,	/* waits in a boost queue */
+};
+
+/* One per task. */
+struct pv_task {
+	u64 vtime;		/* use of CPU in virtual time; see policy.h */
+	u64 charged_at;		/* ns; run time is charged up to here */
+	u64 dsq;		/* the fair queue that it waits in */
+	u32 state;		/* enum pv_state */
+
+	/* The rest is for vCPUs only. */
+	u32 is_vcpu;		/* KVM entered a guest on this thread */
+	u64 attachment;		/* which handover the page belongs to, 0 none */
+	u64 ticket;		/* of the latest hint, as the page shows it */
+	u64 hint_at;		/* ns of the oldest hint not yet taken, 0 none */
+	u32 posted;		/* told to a CPU that has not looked yet */
+	u32 entered;		/* in guest mode since that hint */
+	u64 entered_at;		/* ns of that entry */
+	u32 boost;		/* enum pv_boost in force while it runs */
+	u32 rank;		/* in force while it runs */
+	u32 extra_turn;		/* it runs ahead of its fair turn */
+	u32 expected_rank;	/* what its interrupts led to of late */
+	u32 useless;		/* interrupts in a row that led to nothing */
+	u32 task_spent;		/* budget of lead is spent */
+	u32 irq_spent;		/* budget of interrupt boosts is spent */
+	u32 rsvd;
+	u64 irq_debt;		/* ns */
+	u64 irq_debt_at;	/* ns; repaid up to here */
+
+	/* For --monitor. */
+	u64 urgency;		/* the higher of the page's urgency words, as last read */
+	u64 applied;		/* as last written to the page */
+	u64 boosts_task;
+	u64 boosts_irq;
+	u64 throttles;
+	u64 ran;		/* ns */
+	u64 ran_boosted;	/* ns of those */
+};
+
+/* One per CPU. */
+#define PV_POSTS	32	/* power of two */
+
+struct pv_cpu {
+	u32 llc;
+	u32 rank;		/* of the vCPU that runs boosted, else 0 */
+	u64 turn_end;		/* ns; end of the fair turn that runs, 0 none */
+	u32 give_way;		/* a task with a better claim than the one that runs waits */
+	u32 next_llc;
+	u64 boosted_since;	/* ns; since when it gives boosted turns only, 0 not */
+	u64 vtime;		/* of the task that runs, when charged_at */
+	u64 vtime_at;		/* ns */
+	u32 weight;		/* of the task that runs */
+	u32 post_tail;		/* posts: next to write; any CPU */
+	u32 post_head;		/* next to read; this CPU only */
+	s32 posts[PV_POSTS];	/* thread ids of vCPUs to re-order, 0 empty */
+} __attribute__((aligned(64)));
+
+/* One per last-level cache. */
+struct pv_llc {
+	u64 vtime;		/* how far the fair queue has got */
+	u32 cpus;		/* online CPUs in it */
+	u32 rsvd;
+} __attribute__((aligned(64)));
+
+#endif /* PVSCHED_INTF_H */

@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * scx_pvsched: a host scheduler that knows what its virtual machines do.
+ *
+ * - Every task gets CPU time in proportion to its weight: fair queues ordered
+ *   by virtual time, one per last-level cache, which keep in step by taking
+ *   work from the one that lags.
+ * - A vCPU whose guest runs or waits to run something urgent, or for which an
+ *   interrupt waits, goes ahead of all that, ordered by the guest's real-time
+ *   priority. What it uses is charged like any other time, so it runs earlier
+ *   and never more; how far ahead of its share it may get is a budget.
+ * - The guest's words are read from its pinned page at every decision.
+ *
+ * The callbacks stand in the order of a task's life. hints.bpf.c holds the
+ * other half: what KVM tells.
+ */
+#include <scx/common.bpf.h>
+#include "placement.bpf.h"
+
+char _license[] SEC("license") = "GPL";
+
+UEI_DEFINE(uei);
+
+const volatile u32 cpu_llc[PV_MAX_CPUS];
+
+static inline bool is_per_cpu_kthread(struct task_struct *p)
+{
+	return p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
+}
+
+static inline bool is_pinned(struct task_struct *p)
+{
+	return p->nr_cpus_allowed == 1 || is_migration_disabled(p);
+}
+
+static inline u32 llc_of_cpu(s32 cpu)
+{
+	u32 llc = 0;
+
+	if (cpu >= 0 && cpu < PV_MAX_CPUS)
+		llc = cpu_llc[cpu];
+	return llc < PV_MAX_LLCS ? llc : 0;
+}
+
+s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
+{
+	bool idle = false;
+	s32 cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
+
+	if (idle) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
+		COUNT(direct);
+	}
+	return cpu;
+}
+
+/*
+ * Whether waking @p has so much better a claim than the task on @cpu that it
+ * need not wait for the end of that turn. Half a slice of difference keeps
+ * tasks of like claims from interrupting each other.
+ */
+static inline bool outranks_current(struct pv_task *t, struct pv_cpu *c, u64 now)
+{
+	u64 at = READ_ONCE(c->vtime_at);
+	u64 vtime = READ_ONCE(c->vtime) + pv_charge(now > at ? now - at : 0, READ_ONCE(c->weight));
+
+	return !READ_ONCE(c->rank) && pv_before(t->vtime + slice_ns / 2, vtime);
+}
+
+static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, u32 rank,
+				   u64 now, u64 enq_flags)
+{
+	s32 target;
+
+	t->extra_turn = 1;
+	WRITE_ONCE(t->state, PV_STATE_BOOST);
+	scx_bpf_dsq_insert_vtime(p, BOOST_DSQ(llc_of_cpu(cpu)), BOOST_SLICE_NS,
+				 pv_boost_key(rank, now), enq_flags);
+	COUNT(enqueued_boost);
+	if (kick_idle(p))
+		return;
+	target = cpu_to_take(p, cpu, rank);
+	if (may_take(p, target, rank)) {
+		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
+		COUNT(preempted);
+	}
+}
+
+void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
+{
+	s32 cpu = scx_bpf_task_cpu(p);
+	struct pv_task *t = task_of(p);
+	struct pv_cpu *c = cpu_of(cpu);
+	u64 now = scx_bpf_now(), dsq, slice, waiting;
+	struct pv_llc *l;
+	u32 llc;
+
+	/* A task without state is one whose exit has begun; it needs no policy. */
+	if (!t || !c) {
+		scx_bpf_dsq_insert(p, SCX_DSQ_GLOBAL, slice_min_ns, enq_flags);
+		return;
+	}
+
+	/*
+	 * The kernel's per-CPU threads work for everybody on that CPU. One
+	 * that has used up a slice is not in a hurry and queues like others.
+	 */
+	if (is_per_cpu_kthread(p) && enq_flags & SCX_ENQ_WAKEUP) {
+		COUNT(enqueued_kthread);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | cpu, slice_min_ns,
+				   enq_flags | SCX_ENQ_PREEMPT);
+		return;
+	}
+
+	llc = llc_of_cpu(cpu);
+	l = llc_of(llc);
+	if (!l)
+		return;
+	waiting = waiting_per_cpu(llc, l);
+	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
+
+	if (t->is_vcpu) {
+		u32 rank, boost;
+
+		/*
+		 * First the state, then the judgement. A hint does it the
+		 * other way round: either it sees that this vCPU waits and
+		 * posts it, or the judgement below sees the hint. The
+		 * exchanges on both sides are full barriers.
+		 */
+		t->dsq = FAIR_DSQ(llc);
+		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
+		rank = boost_judge(p, t, page_of(p, t), task_lead(p, t, l), now, &boost);
+		if (rank && !is_pinned(p)) {
+			enqueue_boosted(p, t, cpu, rank, now, enq_flags);
+			return;
+		}
+		t->extra_turn = 0;
+	}
+
+	slice = pv_slice(slice_ns, slice_min_ns, waiting);
+	dsq = is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
+	t->dsq = dsq;
+	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
+	COUNT(enqueued_fair);
+
+	if (kick_idle(p))
+		return;
+	if (enq_flags & SCX_ENQ_WAKEUP && outranks_current(t, c, now)) {
+		WRITE_ONCE(c->give_way, 1);
+		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+		COUNT(preempted);
+	}
+}
+
+/* The CPU has given nothing but boosted turns for too long. */
+static inline bool guard_is_due(struct pv_cpu *c, u64 now)
+{
+	return c->boosted_since && now - c->boosted_since > guard_ns;
+}
+
+/*
+ * The next fair turn: of the CPU's own queue and the cache domain's, the one
+ * whose head is behind in vtime. Another cache domain is served first where
+ * it lags by more than a slice; which one is looked at takes turns.
+ */
+static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_llc *l)
+{
+	u32 i;
+
+	if (nr_llcs > 1) {
+		u32 other = c->next_llc;
+		struct pv_llc *o;
+
+		c->next_llc = other + 1 < nr_llcs ? other + 1 : 0;
+		o = llc_of(other);
+		if (o && other != llc && pv_before(READ_ONCE(o->vtime) + slice_ns, READ_ONCE(l->vtime)) &&
+		    scx_bpf_dsq_move_to_local(FAIR_DSQ(other), 0))
+			return true;
+	}
+
+	if (scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0) {
+		struct task_struct *mine = __COMPAT_scx_bpf_dsq_peek(CPU_DSQ(cpu));
+		struct task_struct *ours = __COMPAT_scx_bpf_dsq_peek(FAIR_DSQ(llc));
+
+		if (mine && (!ours || pv_before(mine->scx.dsq_vtime, ours->scx.dsq_vtime)) &&
+		    scx_bpf_dsq_move_to_local(CPU_DSQ(cpu), 0))
+			return true;
+	}
+	if (scx_bpf_dsq_move_to_local(FAIR_DSQ(llc), 0) || scx_bpf_dsq_move_to_local(CPU_DSQ(cpu), 0))
+		return true;
+
+	/* About to go idle: worth a look at everybody's queues. */
+	bpf_for(i, 0, nr_llcs) {
+		if (i != llc && (scx_bpf_dsq_move_to_local(BOOST_DSQ(i), 0) ||
+				 scx_bpf_dsq_move_to_local(FAIR_DSQ(i), 0)))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The running vCPU keeps the CPU while it is boosted and nobody more urgent
+ * waits. Also one in its fair turn, at the end of which an interrupt has just
+ * come in or an urgent task runs: taken off now it would wait a whole round
+ * with it.
+ */
+static inline bool keep_boosted(struct task_struct *prev, s32 cpu, u32 llc, struct pv_cpu *c,
+				struct pv_llc *l, u64 now)
+{
+	struct pv_task *t = task_of(prev);
+	struct pvsched_page *page;
+	u32 rank, boost;
+
+	if (!t || !t->is_vcpu)
+		return false;
+	task_charge(prev, t, now);
+	page = page_of(prev, t);
+	rank = boost_judge(prev, t, page, task_lead(prev, t, l), now, &boost);
+	if (!rank || first_rank(llc) > rank)
+		return false;
+	if (c->turn_end && now >= c->turn_end) {
+		t->extra_turn = 1;
+		c->turn_end = 0;
+		c->boosted_since = now;
+	}
+	boost_set(t, page, c, rank, boost, anybody_waits(cpu, llc));
+	scx_bpf_task_set_slice(prev, BOOST_SLICE_NS);
+	COUNT(held);
+	return true;
+}
+
+void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
+{
+	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED;
+	u64 now = scx_bpf_now();
+	u32 llc = llc_of_cpu(cpu);
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pv_llc *l = llc_of(llc);
+	bool fair_first;
+
+	if (!c || !l)
+		return;
+	take_posts(c, llc, l, now);
+
+	/*
+	 * However many vCPUs are urgent, each CPU gives a fair turn now and
+	 * then, so that nothing on the host ever stops.
+	 */
+	fair_first = guard_is_due(c, now) &&
+		     (scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
+		      scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0);
+	if (fair_first && dispatch_fair(cpu, llc, c, l)) {
+		COUNT(guarded);
+		return;
+	}
+
+	if (may_stay && keep_boosted(prev, cpu, llc, c, l, now))
+		return;
+	if (scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0))
+		return;
+	/* Interrupted for a vCPU that another CPU took meanwhile: the turn goes on. */
+	if (may_stay && now < c->turn_end && !READ_ONCE(c->give_way)) {
+		scx_bpf_task_set_slice(prev, c->turn_end - now);
+		COUNT(resumed);
+		return;
+	}
+	if (dispatch_fair(cpu, llc, c, l))
+		return;
+	if (may_stay) {
+		struct pv_task *t = task_of(prev);
+
+		/* Nobody else wants the CPU: a new turn begins. */
+		if (t)
+			t->extra_turn = 0;
+		c->turn_end = now + slice_ns;
+		c->boosted_since = 0;
+		scx_bpf_task_set_slice(prev, slice_ns);
+	} else {
+		c->boosted_since = 0;
+	}
+}
+
+void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
+{
+	s32 cpu = scx_bpf_task_cpu(p);
+	u32 llc = llc_of_cpu(cpu);
+	u64 now = scx_bpf_now();
+	struct pv_task *t = task_of(p);
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pv_llc *l = llc_of(llc);
+
+	if (!t || !c || !l)
+		return;
+
+	t->charged_at = now;
+	c->rank = 0;
+	c->give_way = 0;
+	c->vtime = t->vtime;
+	c->vtime_at = now;
+	c->weight = p->scx.weight;
+	WRITE_ONCE(t->state, PV_STATE_RUNNING);
+
+	/* An extra turn that nobody waits for is a fair one. */
+	if (t->extra_turn && anybody_waits(cpu, llc)) {
+		c->turn_end = 0;
+		if (!c->boosted_since)
+			c->boosted_since = now;
+	} else {
+		t->extra_turn = 0;
+		c->turn_end = now + p->scx.slice;
+		c->boosted_since = 0;
+		/* Only fair turns move the queue on; a boosted vCPU is ahead of it. */
+		if (pv_before(READ_ONCE(l->vtime), t->vtime))
+			WRITE_ONCE(l->vtime, t->vtime);
+	}
+
+	if (t->is_vcpu) {
+		struct pvsched_page *page = page_of(p, t);
+		u32 rank, boost;
+
+		WRITE_ONCE(t->posted, 0);
+		if (t->hint_at)
+			count_stage(PV_STAGE_RUNNING, t->hint_at, now);
+		rank = boost_judge(p, t, page, task_lead(p, t, l), now, &boost);
+		boost_set(t, page, c, rank, boost, anybody_waits(cpu, llc));
+	}
+}
+
+void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
+{
+	s32 cpu = scx_bpf_task_cpu(p);
+	u32 llc = llc_of_cpu(cpu), rank, boost;
+	u64 now = scx_bpf_now();
+	struct pv_task *t = task_of(p);
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pv_llc *l = llc_of(llc);
+	struct pvsched_page *page;
+
+	if (!t || !c || !l || !t->is_vcpu)
+		return;
+	task_charge(p, t, now);
+	page = page_of(p, t);
+	rank = boost_judge(p, t, page, task_lead(p, t, l), now, &boost);
+	if (!rank && t->rank)
+		COUNT(ended_tick);
+	boost_set(t, page, c, rank, boost, anybody_waits(cpu, llc));
+	/* dispatch() decides whether the boosted turn ends or becomes a fair one. */
+	if ((!rank && t->extra_turn) || guard_is_due(c, now))
+		scx_bpf_task_set_slice(p, 0);
+}
+
+void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
+{
+	struct pv_task *t = task_of(p);
+	struct pv_cpu *c = cpu_of(scx_bpf_task_cpu(p));
+
+	if (!t || !c)
+		return;
+	task_charge(p, t, scx_bpf_now());
+	c->rank = 0;
+	t->boost = PV_BOOST_NONE;
+	t->rank = PV_RANK_NONE;
+	WRITE_ONCE(t->state, PV_STATE_ELSEWHERE);
+	if (!runnable)
+		t->extra_turn = 0;
+}
+
+void BPF_STRUCT_OPS(pvsched_enable, struct task_struct *p)
+{
+	struct pv_task *t = task_of(p);
+	struct pv_llc *l = llc_of(llc_of_cpu(scx_bpf_task_cpu(p)));
+
+	if (t && l)
+		t->vtime = READ_ONCE(l->vtime);
+}
+
+s32 BPF_STRUCT_OPS(pvsched_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	if (!bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE))
+		return -ENOMEM;
+	return 0;
+}
+
+s32 BPF_STRUCT_OPS_SLEEPABLE(pvsched_init)
+{
+	u32 i;
+	s32 err;
+
+	bpf_for(i, 0, nr_llcs) {
+		err = scx_bpf_create_dsq(FAIR_DSQ(i), -1) ?: scx_bpf_create_dsq(BOOST_DSQ(i), -1);
+		if (err)
+			return err;
+	}
+	bpf_for(i, 0, nr_cpu_ids) {
+		err = scx_bpf_create_dsq(CPU_DSQ(i), -1);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+void BPF_STRUCT_OPS(pvsched_exit, struct scx_exit_info *ei)
+{
+	UEI_RECORD(uei, ei);
+}
+
+SCX_OPS_DEFINE(pvsched_ops,
+	       .select_cpu	= (void *)pvsched_select_cpu,
+	       .enqueue		= (void *)pvsched_enqueue,
+	       .dispatch	= (void *)pvsched_dispatch,
+	       .running		= (void *)pvsched_running,
+	       .tick		= (void *)pvsched_tick,
+	       .stopping	= (void *)pvsched_stopping,
+	       .enable		= (void *)pvsched_enable,
+	       .init_task	= (void *)pvsched_init_task,
+	       .init		= (void *)pvsched_init,
+	       .exit		= (void *)pvsched_exit,
+	       .name		= "pvsched");

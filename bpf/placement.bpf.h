@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Which CPU.
+ *
+ * An idle CPU is always the answer where there is one: sched_ext's own search
+ * prefers the previous CPU, then idle cores of its cache domain. What is left
+ * is a boosted vCPU for which no CPU is idle: it takes the CPU from whoever
+ * has a lesser claim, where that costs least.
+ */
+#ifndef PVSCHED_PLACEMENT_BPF_H
+#define PVSCHED_PLACEMENT_BPF_H
+
+#include "queues.bpf.h"
+
+/* Whether @cpu runs something that a vCPU of @rank may interrupt. */
+static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank)
+{
+	struct pv_cpu *c = cpu_of(cpu);
+
+	return c && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && READ_ONCE(c->rank) < rank;
+}
+
+/*
+ * The CPU that a boosted @p should interrupt: @here, where its interrupt came
+ * in and a reschedule is one step away; else the CPU that it ran on last and
+ * whose caches it knows; else any other. When all run something at least as
+ * urgent the answer is its last CPU, and the queue decides when it is its turn.
+ */
+static inline s32 cpu_to_take(struct task_struct *p, s32 here, u32 rank)
+{
+	s32 last = scx_bpf_task_cpu(p);
+	s32 other;
+
+	if (may_take(p, here, rank))
+		return here;
+	if (may_take(p, last, rank))
+		return last;
+	other = scx_bpf_pick_any_cpu(p->cpus_ptr, 0);
+	if (other >= 0 && may_take(p, other, rank))
+		return other;
+	return last;
+}
+
+/* Wakes an idle CPU that may run @p, so that no queued task meets an idle CPU. */
+static inline bool kick_idle(struct task_struct *p)
+{
+	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+
+	if (cpu < 0)
+		return false;
+	scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
+	return true;
+}
+
+#endif /* PVSCHED_PLACEMENT_BPF_H */

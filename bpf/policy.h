@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The arithmetic of the policy: numbers in, numbers out. No kernel call, no
+ * map, no state, so that the same text is compiled for BPF and natively,
+ * where property tests drive it (src/policy.rs).
+ *
+ * Times are nanoseconds. Virtual time (vtime) is nanoseconds of CPU at the
+ * default weight: a task of weight w that ran t has used t * 100 / w.
+ * Weights are sched_ext's, 1..10000, 100 for nice 0.
+ */
+#ifndef PVSCHED_POLICY_H
+#define PVSCHED_POLICY_H
+
+#include "abi/page.h"
+
+#define PV_WEIGHT_DFL		100ULL
+#define PV_NSEC_PER_MSEC	1000000ULL
+
+/*
+ * How urgent a vCPU is, as one number: 0 is not urgent, a larger number goes
+ * first. Real-time priority p is rank 1 + p (2..100), deadline is above all
+ * of them. Rank 1 is an interrupt of which nothing is known.
+ */
+#define PV_RANK_NONE		0U
+#define PV_RANK_IRQ		1U
+#define PV_RANK_RT_BASE		1U
+#define PV_RANK_DEADLINE	101U
+#define PV_RANK_MAX		PV_RANK_DEADLINE
+/* Linux: MAX_RT_PRIO - 1, include/linux/sched/prio.h */
+#define PV_RT_PRIO_MAX		99U
+
+/* Why a vCPU is ahead of its fair turn. */
+enum pv_boost {
+	PV_BOOST_NONE	= 0,
+	PV_BOOST_IRQ	= 1,	/* an interrupt waits for it */
+	PV_BOOST_TASK	= 2,	/* an urgent guest task runs or waits on it */
+};
+
+static inline bool pv_before(unsigned long long a, unsigned long long b)
+{
+	return (long long)(a - b) < 0;
+}
+
+/*
+ * Rank of one urgency word of a guest. Any 64-bit value is acceptable: an
+ * unknown class says nothing, a priority out of range is brought into it.
+ */
+static inline unsigned int pv_rank(unsigned long long urgency)
+{
+	unsigned int class = urgency >> PVSCHED_URGENCY_CLASS_SHIFT & PVSCHED_URGENCY_FIELD_MASK;
+	unsigned int prio = urgency >> PVSCHED_URGENCY_PRIO_SHIFT & PVSCHED_URGENCY_FIELD_MASK;
+
+	if (class == PVSCHED_CLASS_DEADLINE)
+		return PV_RANK_DEADLINE;
+	if (class != PVSCHED_CLASS_RT)
+		return PV_RANK_NONE;
+	if (prio < 1)
+		prio = 1;
+	if (prio > PV_RT_PRIO_MAX)
+		prio = PV_RT_PRIO_MAX;
+	return PV_RANK_RT_BASE + prio;
+}
+
+/*
+ * Key of a boosted vCPU in its queue, where the smallest goes first: by rank,
+ * and first come first served within one rank. The low bits hold the arrival
+ * in microseconds; 48 bits of them last for nine years of uptime.
+ */
+#define PV_KEY_TIME_BITS	48
+
+static inline unsigned long long pv_boost_key(unsigned int rank, unsigned long long now)
+{
+	unsigned long long time = now / 1000 & ((1ULL << PV_KEY_TIME_BITS) - 1);
+
+	if (rank > PV_RANK_MAX)
+		rank = PV_RANK_MAX;
+	return (unsigned long long)(PV_RANK_MAX - rank) << PV_KEY_TIME_BITS | time;
+}
+
+static inline unsigned int pv_key_rank(unsigned long long key)
+{
+	unsigned long long behind = key >> PV_KEY_TIME_BITS;
+
+	return behind >= PV_RANK_MAX ? PV_RANK_NONE : PV_RANK_MAX - (unsigned int)behind;
+}
+
+/* What @ran nanoseconds cost a task of @weight, in virtual time. */
+static inline unsigned long long pv_charge(unsigned long long ran, unsigned long long weight)
+{
+	return ran * PV_WEIGHT_DFL / (weight ? weight : 1);
+}
+
+/*
+ * How much CPU time a task got beyond its fair share: positive when it is
+ * ahead of the queue's virtual time, negative when it is owed time.
+ */
+static inline long long pv_lead(unsigned long long vtime, unsigned long long queue_vtime,
+				unsigned long long weight)
+{
+	return (long long)(vtime - queue_vtime) * (long long)weight / (long long)PV_WEIGHT_DFL;
+}
+
+/*
+ * Where a task enters the fair queue. One that slept may not save up more
+ * than one slice of credit. One that is far ahead (low weight, or boosted for
+ * long) may not be sent further away than the queue advances in
+ * PV_STARVATION_NS with @waiting tasks a CPU, so that it runs again before
+ * anybody, the kernel's watchdog included, takes it for stuck.
+ */
+#define PV_STARVATION_NS	(10000 * PV_NSEC_PER_MSEC)
+
+static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
+						unsigned long long queue_vtime,
+						unsigned long long slice,
+						unsigned long long waiting)
+{
+	unsigned long long ahead = PV_STARVATION_NS / (waiting + 1);
+
+	if (pv_before(vtime, queue_vtime - slice))
+		return queue_vtime - slice;
+	if (pv_before(queue_vtime + ahead, vtime))
+		return queue_vtime + ahead;
+	return vtime;
+}
+
+/* The slice of a fair turn: @slice shared by those who wait, @min at least. */
+static inline unsigned long long pv_slice(unsigned long long slice, unsigned long long min,
+					  unsigned long long waiting)
+{
+	slice /= waiting + 1;
+	return slice < min ? min : slice;
+}
+
+/*
+ * The debt of interrupt boosts: grows with boosted time, shrinks as fast with
+ * time that passes unboosted, never below zero.
+ */
+static inline unsigned long long pv_debt_add(unsigned long long debt, unsigned long long boosted)
+{
+	unsigned long long sum = debt + boosted;
+
+	return sum < debt ? ~0ULL : sum;
+}
+
+static inline unsigned long long pv_debt_repay(unsigned long long debt, unsigned long long unboosted)
+{
+	return debt > unboosted ? debt - unboosted : 0;
+}
+
+/*
+ * Whether a budget is spent. Once spent it counts as spent until the debt is
+ * down to @resume, so that a vCPU at the edge does not flap.
+ */
+static inline bool pv_spent(bool spent, unsigned long long debt, unsigned long long budget,
+			    unsigned long long resume)
+{
+	return debt > (spent ? resume : budget);
+}
+
+#endif /* PVSCHED_POLICY_H */

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The queues that tasks wait in, and who is next.
+ *
+ * Per last-level cache there is a fair queue, ordered by vtime, and a boost
+ * queue, ordered by pv_boost_key(). Per CPU there is a fair queue for tasks
+ * that may run nowhere else. A task leaves its fair queue for a boost queue
+ * without being enqueued anew: a hint posts its thread id to a CPU, and that
+ * CPU moves it when it dispatches, which is the only place where sched_ext
+ * lets a waiting task move.
+ */
+#ifndef PVSCHED_QUEUES_BPF_H
+#define PVSCHED_QUEUES_BPF_H
+
+#include "boost.bpf.h"
+
+#define FAIR_DSQ(llc)	(0x10000ULL + (llc))
+#define BOOST_DSQ(llc)	(0x20000ULL + (llc))
+#define CPU_DSQ(cpu)	(0x30000ULL + (u32)(cpu))
+
+/* A boosted turn is judged again at every tick; this bounds it should ticks stop. */
+#define BOOST_SLICE_NS	(20 * PV_NSEC_PER_MSEC)
+
+/* How many tasks wait for each CPU of the cache domain, on average. */
+static inline u64 waiting_per_cpu(u32 llc, struct pv_llc *l)
+{
+	s32 n = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
+
+	return n > 0 ? (u32)n / (l->cpus ?: 1) : 0;
+}
+
+static inline bool anybody_waits(s32 cpu, u32 llc)
+{
+	return scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
+	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) > 0 ||
+	       scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0 ||
+	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
+}
+
+/*
+ * Asks @c to move a waiting vCPU ahead. Any context, any CPU. When 32 others
+ * are asked for before @c looks, the oldest is forgotten and waits its fair
+ * turn.
+ */
+static inline void post(struct pv_cpu *c, s32 tid)
+{
+	u32 slot = __sync_fetch_and_add(&c->post_tail, 1) & (PV_POSTS - 1);
+
+	if (__sync_lock_test_and_set(&c->posts[slot], tid))
+		COUNT(dropped);
+	else
+		COUNT(posted);
+}
+
+/* Moves one posted vCPU from its fair queue to the boost queue of @llc. */
+static inline void move_ahead(s32 tid, u32 llc, struct pv_llc *l, u64 now)
+{
+	struct bpf_iter_scx_dsq it;
+	struct task_struct *p;
+	struct pv_task *t;
+	u32 rank, boost;
+
+	p = bpf_task_from_pid(tid);
+	if (!p)
+		return;
+	t = task_of(p);
+	if (!t)
+		goto release;
+	WRITE_ONCE(t->posted, 0);
+	if (READ_ONCE(t->state) != PV_STATE_FAIR)
+		goto release;
+	rank = boost_judge(p, t, page_of(p, t), task_lead(p, t, l), now, &boost);
+	if (!rank)
+		goto release;
+
+	if (!bpf_iter_scx_dsq_new(&it, t->dsq, 0)) {
+		scx_bpf_dsq_move_set_slice(&it, BOOST_SLICE_NS);
+		scx_bpf_dsq_move_set_vtime(&it, pv_boost_key(rank, now));
+		t->extra_turn = 1;
+		if (scx_bpf_dsq_move_vtime(&it, p, BOOST_DSQ(llc), 0)) {
+			WRITE_ONCE(t->state, PV_STATE_BOOST);
+			COUNT(moved);
+		}
+	}
+	bpf_iter_scx_dsq_destroy(&it);
+release:
+	bpf_task_release(p);
+}
+
+/* The posts of this CPU; four at a time, the rest at its next dispatch. */
+static inline void take_posts(struct pv_cpu *c, u32 llc, struct pv_llc *l, u64 now)
+{
+	u32 i;
+
+	bpf_for(i, 0, 4) {
+		u32 tail = READ_ONCE(c->post_tail);
+		u32 head = c->post_head;
+		s32 tid;
+
+		if (head == tail)
+			break;
+		if (tail - head > PV_POSTS)
+			head = tail - PV_POSTS;
+		tid = __sync_lock_test_and_set(&c->posts[head & (PV_POSTS - 1)], 0);
+		/*
+		 * Its writer took the number and has yet to write. It kicks
+		 * this CPU when it has.
+		 */
+		if (!tid)
+			break;
+		c->post_head = head + 1;
+		move_ahead(tid, llc, l, now);
+	}
+}
+
+/* The rank of the first in the boost queue of @llc. */
+static inline u32 first_rank(u32 llc)
+{
+	struct task_struct *p;
+
+	if (scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) <= 0)
+		return PV_RANK_NONE;
+	p = __COMPAT_scx_bpf_dsq_peek(BOOST_DSQ(llc));
+	return p ? pv_key_rank(p->scx.dsq_vtime) : PV_RANK_NONE;
+}
+
+#endif /* PVSCHED_QUEUES_BPF_H */

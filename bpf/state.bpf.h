@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Tunables and maps, as both BPF objects (main.bpf.c and hints.bpf.c) see
+ * them. The scheduler process gives the second object the maps of the first.
+ *
+ * No lock guards a struct pv_task. Its plain fields are written where the run
+ * queue lock of the task's CPU is held (scheduling callbacks) or by the task
+ * itself (KVM entry and exit). A hint may come on any CPU at any time; what it
+ * writes is atomic, and each reader copes with either order.
+ */
+#ifndef PVSCHED_STATE_BPF_H
+#define PVSCHED_STATE_BPF_H
+
+#include "intf.h"
+#include "policy.h"
+
+#ifndef __uptr
+#define __uptr __attribute__((btf_type_tag("uptr")))
+#endif
+
+/* Tunables; the meanings are those of the command line (src/scheduler/options.rs). */
+const volatile u64 slice_ns = 4000000;
+const volatile u64 slice_min_ns = 1000000;
+const volatile u64 task_budget_ns = 100000000;
+const volatile u64 irq_budget_ns = 2000000;
+const volatile u64 irq_boost_ns = 1000000;
+const volatile u64 guard_ns = 100000000;
+
+const volatile u32 nr_llcs = 1;
+const volatile u32 nr_cpu_ids = 1;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct pv_task);
+} tasks SEC(".maps");
+
+/*
+ * The pinned page of a handed-over vCPU. Apart from `tasks` because a map with
+ * a __uptr can only be filled from user space.
+ */
+struct pv_page {
+	struct pvsched_page __uptr *page;
+	u64 attachment;		/* not 0, new for each handover */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct pv_page);
+} pages SEC(".maps");
+
+/* clang emits the struct behind a __uptr only as a declaration unless it is used. */
+struct pvsched_page page_type_for_btf;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PV_MAX_CPUS);
+	__type(key, u32);
+	__type(value, struct pv_cpu);
+} cpus SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PV_MAX_LLCS);
+	__type(key, u32);
+	__type(value, struct pv_llc);
+} llcs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct pv_stats);
+} stats SEC(".maps");
+
+static inline struct pv_task *task_of(struct task_struct *p)
+{
+	return bpf_task_storage_get(&tasks, p, 0, 0);
+}
+
+static inline struct pv_cpu *cpu_of(s32 cpu)
+{
+	u32 key = cpu;
+
+	return bpf_map_lookup_elem(&cpus, &key);
+}
+
+static inline struct pv_llc *llc_of(u32 llc)
+{
+	return bpf_map_lookup_elem(&llcs, &llc);
+}
+
+static inline struct pv_stats *stats_of_this_cpu(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&stats, &zero);
+}
+
+#define COUNT(counter)                                        \
+	do {                                                  \
+		struct pv_stats *__s = stats_of_this_cpu();   \
+		if (__s)                                      \
+			__s->counter++;                       \
+	} while (0)
+
+/* Smallest i with value < 2^i, without a loop; value in microseconds. */
+static inline u32 bucket_of(u64 value)
+{
+	u32 i = 0;
+
+	if (value >= 1ULL << PV_HIST_BUCKETS)
+		return PV_HIST_BUCKETS - 1;
+	if (value >= 1 << 16) {
+		value >>= 16;
+		i += 16;
+	}
+	if (value >= 1 << 8) {
+		value >>= 8;
+		i += 8;
+	}
+	if (value >= 1 << 4) {
+		value >>= 4;
+		i += 4;
+	}
+	if (value >= 1 << 2) {
+		value >>= 2;
+		i += 2;
+	}
+	i += value >= 2 ? 2 : value;
+	return i < PV_HIST_BUCKETS ? i : PV_HIST_BUCKETS - 1;
+}
+
+static inline void count_stage(u32 stage, u64 since, u64 now)
+{
+	struct pv_stats *s = stats_of_this_cpu();
+	u32 bucket = bucket_of(now > since ? (now - since) / 1000 : 0);
+
+	if (s && stage < PV_STAGE_COUNT && bucket < PV_HIST_BUCKETS)
+		s->stage[stage][bucket]++;
+}
+
+#endif /* PVSCHED_STATE_BPF_H */

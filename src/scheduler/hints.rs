@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The KVM half of the BPF programs: loaded when the kvm module is there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use anyhow::{ensure, Context, Result};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::OpenObject;
+
+use super::bpf::hints_skel::{HintsSkel, HintsSkelBuilder};
+use super::bpf::main_skel::MainSkel;
+
+/// Functions of KVM that carry a hint; each is a program of `bpf/hints.bpf.c`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sources {
+    timer: bool,
+    irq: bool,
+    wake: bool,
+    /// Only where the timer cannot be seen: kicks have many other reasons.
+    kick: Option<&'static str>,
+}
+
+impl Sources {
+    /// Picks from the functions that this kernel's KVM has.
+    fn pick(functions: &BTreeSet<String>) -> Self {
+        let has = |name: &str| functions.contains(name);
+        let timer = has("apic_timer_fn");
+        let kick = ["__kvm_vcpu_kick", "kvm_vcpu_kick"].into_iter().find(|name| has(name));
+        Self {
+            timer,
+            irq: has("__apic_accept_irq"),
+            wake: has("kvm_vcpu_wake_up"),
+            kick: if timer { None } else { kick },
+        }
+    }
+
+    fn describe(&self) -> String {
+        let mut live = Vec::new();
+        for (on, name) in [
+            (self.timer, "timer"),
+            (self.irq, "interrupt"),
+            (self.wake, "wake-up"),
+            (self.kick.is_some(), "kick"),
+        ] {
+            if on {
+                live.push(name);
+            }
+        }
+        live.join(", ")
+    }
+}
+
+/// The attached programs; dropping it detaches them.
+pub struct Hints<'obj> {
+    _skel: HintsSkel<'obj>,
+    live: String,
+}
+
+/// Whether the kvm module is loaded (or built in).
+#[must_use]
+pub fn kvm_is_loaded() -> bool {
+    Path::new("/sys/module/kvm").exists() && Path::new("/sys/kernel/btf/kvm").exists()
+}
+
+/// The functions of the kvm module, from /proc/kallsyms.
+fn kvm_functions(kallsyms: &str) -> BTreeSet<String> {
+    kallsyms
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let name = words.nth(2)?;
+            (words.next()? == "[kvm]").then(|| name.to_owned())
+        })
+        .collect()
+}
+
+impl<'obj> Hints<'obj> {
+    /// Loads the programs with the maps and tunables of the running scheduler, and attaches them.
+    ///
+    /// # Errors
+    /// When KVM lacks even the functions without which no hint is possible, or the kernel refuses
+    /// a program.
+    pub fn attach(
+        main: &MainSkel,
+        object: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<Self> {
+        let kallsyms =
+            fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
+        let sources = Sources::pick(&kvm_functions(&kallsyms));
+        ensure!(
+            sources.timer || sources.irq || sources.kick.is_some() || sources.wake,
+            "this kernel's KVM has none of the functions that carry hints"
+        );
+
+        let mut open =
+            HintsSkelBuilder::default().open(object).context("cannot open the KVM programs")?;
+        open.progs.on_timer.set_autoload(sources.timer);
+        open.progs.on_irq.set_autoload(sources.irq);
+        open.progs.on_wake.set_autoload(sources.wake);
+        open.progs.on_kick.set_autoload(sources.kick == Some("kvm_vcpu_kick"));
+        open.progs.on_kick_inner.set_autoload(sources.kick == Some("__kvm_vcpu_kick"));
+
+        let from = main.maps.rodata_data.as_ref().context("the scheduler has no tunables")?;
+        let to = open.maps.rodata_data.as_mut().context("the KVM programs have no tunables")?;
+        to.slice_ns = from.slice_ns;
+        to.slice_min_ns = from.slice_min_ns;
+        to.task_budget_ns = from.task_budget_ns;
+        to.irq_budget_ns = from.irq_budget_ns;
+        to.irq_boost_ns = from.irq_boost_ns;
+        to.guard_ns = from.guard_ns;
+        to.nr_llcs = from.nr_llcs;
+        to.nr_cpu_ids = from.nr_cpu_ids;
+
+        open.maps.tasks.reuse_fd(main.maps.tasks.as_fd())?;
+        open.maps.pages.reuse_fd(main.maps.pages.as_fd())?;
+        open.maps.cpus.reuse_fd(main.maps.cpus.as_fd())?;
+        open.maps.llcs.reuse_fd(main.maps.llcs.as_fd())?;
+        open.maps.stats.reuse_fd(main.maps.stats.as_fd())?;
+
+        let mut skel = open.load().context("the kernel refused the KVM programs")?;
+        skel.attach().context("cannot attach to KVM")?;
+        Ok(Self { _skel: skel, live: sources.describe() })
+    }
+
+    /// The sources of hints that are live, for a person.
+    #[must_use]
+    pub fn live(&self) -> &str {
+        &self.live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn functions(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn only_functions_of_kvm_count() {
+        let text = "0000000000000000 t apic_timer_fn\t[kvm]\n0000 T kvm_vcpu_kick [other]\n0000 T x\n";
+        assert_eq!(kvm_functions(text), functions(&["apic_timer_fn"]));
+    }
+
+    #[test]
+    fn kicks_serve_only_where_the_timer_cannot_be_seen() {
+        let both = Sources::pick(&functions(&["apic_timer_fn", "__kvm_vcpu_kick"]));
+        assert_eq!((both.timer, both.kick), (true, None));
+        let neither = Sources::pick(&functions(&["kvm_vcpu_kick"]));
+        assert_eq!((neither.timer, neither.kick), (false, Some("kvm_vcpu_kick")));
+        assert_eq!(neither.describe(), "kick");
+    }
+}

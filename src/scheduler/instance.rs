@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! One loaded scheduler, from load to exit.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context, Result};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, OpenObject};
+use log::{info, warn};
+use scx_stats::prelude::*;
+use scx_utils::{
+    scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology, UserExitInfo,
+};
+
+use super::bpf::main_skel::{MainSkel, MainSkelBuilder};
+use super::bpf::{intf, MapValue};
+use super::hints::{kvm_is_loaded, Hints};
+use super::monitor::write_report;
+use super::options::Options;
+use super::registry::Vms;
+use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
+use crate::handoff::server::{Config, Server};
+
+/// Longest time for which the main loop waits for a VMM before it looks at all else.
+const TURN: Duration = Duration::from_millis(200);
+/// How often a failed or missing KVM is tried again.
+const HINTS_RETRY: Duration = Duration::from_secs(1);
+
+/// What the kernel and the host's topology say, as the BPF programs want it.
+struct Layout {
+    cpu_ids: u32,
+    llc_of_cpu: BTreeMap<usize, u32>,
+    cpus_of_llc: Vec<u32>,
+}
+
+impl Layout {
+    fn new(topology: &Topology) -> Result<Self> {
+        let mut llc_of_cpu = BTreeMap::new();
+        let mut cpus_of_llc = Vec::new();
+        for llc in topology.all_llcs.values() {
+            let index = u32::try_from(cpus_of_llc.len())?;
+            for cpu in llc.all_cpus.keys() {
+                llc_of_cpu.insert(*cpu, index);
+            }
+            cpus_of_llc.push(u32::try_from(llc.all_cpus.len())?);
+        }
+        let cpu_ids = u32::try_from(*scx_utils::NR_CPU_IDS)?;
+        if cpu_ids > intf::PV_MAX_CPUS {
+            bail!("this host has {cpu_ids} CPU ids; the limit is {}", intf::PV_MAX_CPUS);
+        }
+        if cpus_of_llc.is_empty() || cpus_of_llc.len() > intf::PV_MAX_LLCS as usize {
+            bail!(
+                "this host has {} last-level caches; the limit is {}",
+                cpus_of_llc.len(),
+                intf::PV_MAX_LLCS
+            );
+        }
+        Ok(Self { cpu_ids, llc_of_cpu, cpus_of_llc })
+    }
+}
+
+/// A scheduler that is attached to the kernel.
+pub struct Instance<'obj> {
+    skel: MainSkel<'obj>,
+    struct_ops: Option<Link>,
+    vms: Vms,
+    handoff: Server,
+    stats: StatsServer<(), Metrics>,
+    stats_interval: Option<Duration>,
+}
+
+impl<'obj> Instance<'obj> {
+    /// Loads the BPF programs, opens the sockets and takes over scheduling.
+    ///
+    /// # Errors
+    /// When the kernel refuses the programs, or a socket is in use.
+    pub fn start(options: &Options, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+        let layout = Layout::new(&Topology::new().context("cannot read the CPU topology")?)?;
+        // The socket first: an instance that cannot be talked to must not replace a scheduler.
+        let handoff = Server::bind(&options.socket, Config::default())?;
+
+        let open_opts = options.libbpf.clone().into_bpf_open_opts();
+        let mut builder = MainSkelBuilder::default();
+        builder.obj_builder.debug(options.verbose > 1);
+        let mut skel = scx_ops_open!(builder, object, pvsched_ops, open_opts)?;
+        skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
+        let tunables = skel.maps.rodata_data.as_mut().context("the program has no tunables")?;
+        tunables.slice_ns = options.slice_us * 1000;
+        tunables.slice_min_ns = options.slice_min_us.min(options.slice_us) * 1000;
+        tunables.task_budget_ns = options.task_budget_us * 1000;
+        tunables.irq_budget_ns = options.irq_budget_us * 1000;
+        tunables.irq_boost_ns = options.irq_boost_us * 1000;
+        tunables.guard_ns = options.guard_us * 1000;
+        tunables.nr_llcs = u32::try_from(layout.cpus_of_llc.len())?;
+        tunables.nr_cpu_ids = layout.cpu_ids;
+        for (cpu, llc) in &layout.llc_of_cpu {
+            tunables.cpu_llc[*cpu] = *llc;
+        }
+
+        let mut skel = scx_ops_load!(skel, pvsched_ops, uei)?;
+        for (cpu, llc) in &layout.llc_of_cpu {
+            let value = intf::pv_cpu { llc: *llc, ..intf::pv_cpu::zeroed() };
+            let key = u32::try_from(*cpu)?;
+            skel.maps.cpus.update(&key.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
+        }
+        for (llc, cpus) in (0u32..).zip(&layout.cpus_of_llc) {
+            let value = intf::pv_llc { cpus: *cpus, ..intf::pv_llc::zeroed() };
+            skel.maps.llcs.update(&llc.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
+        }
+
+        let vms = Vms::new(
+            MapHandle::try_from(&skel.maps.tasks)?,
+            MapHandle::try_from(&skel.maps.pages)?,
+        );
+        let stats = StatsServer::new(stats::server_data()).launch()?;
+        let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);
+        info!(
+            "scheduling {} CPUs in {} cache domains; VMMs connect to {}",
+            layout.llc_of_cpu.len(),
+            layout.cpus_of_llc.len(),
+            options.socket.display()
+        );
+        Ok(Self {
+            skel,
+            struct_ops,
+            vms,
+            handoff,
+            stats,
+            stats_interval: options.stats.map(Duration::from_secs_f64),
+        })
+    }
+
+    /// Serves until asked to stop or until the kernel ends the scheduler. Says how it ended.
+    ///
+    /// # Errors
+    /// When the kernel ejected the scheduler, with its reason, or a socket failed.
+    pub fn run(mut self, stop: &Arc<AtomicBool>) -> Result<UserExitInfo> {
+        let (responses, requests) = self.stats.channels();
+        let mut hints_object = MaybeUninit::uninit();
+        let mut hints_slot = Some(&mut hints_object);
+        let mut hints: Option<Hints> = None;
+        let mut try_hints = Instant::now();
+        let mut printed = (Instant::now(), Metrics::default());
+
+        while !stop.load(Ordering::Relaxed) && !uei_exited!(&self.skel, uei) {
+            if hints.is_none() && Instant::now() >= try_hints && kvm_is_loaded() {
+                if let Some(object) = hints_slot.take() {
+                    match Hints::attach(&self.skel, object) {
+                        Ok(attached) => {
+                            info!("hints from KVM: {}", attached.live());
+                            hints = Some(attached);
+                        }
+                        Err(error) => warn!("no hints from KVM, boosts start late: {error:#}"),
+                    }
+                }
+                try_hints = Instant::now() + HINTS_RETRY;
+            }
+            self.handoff.turn(&mut self.vms, TURN).context("the handoff socket failed")?;
+
+            while requests.try_recv().is_ok() {
+                responses.send(self.metrics(hints.as_ref())?)?;
+            }
+            if let Some(interval) = self.stats_interval {
+                if printed.0.elapsed() >= interval {
+                    let now = self.metrics(hints.as_ref())?;
+                    write_report(&mut std::io::stdout().lock(), &printed.1, &now)?;
+                    printed = (Instant::now(), now);
+                }
+            }
+        }
+
+        self.handoff.stop(&mut self.vms);
+        drop(hints);
+        drop(self.struct_ops.take());
+        uei_report!(&self.skel, uei)
+    }
+
+    fn metrics(&self, hints: Option<&Hints>) -> Result<Metrics> {
+        let mut metrics = Metrics {
+            hint_sources: hints.map_or_else(String::new, |hints| hints.live().to_owned()),
+            ..Default::default()
+        };
+        let key = 0u32.to_ne_bytes();
+        let per_cpu = self
+            .skel
+            .maps
+            .stats
+            .lookup_percpu(&key, MapFlags::ANY)?
+            .context("the statistics map is empty")?;
+        for cpu in per_cpu {
+            metrics.add_cpu(&intf::pv_stats::from_bytes(&cpu)?);
+        }
+        for (id, vm) in self.vms.iter() {
+            let mut entry = VmMetrics {
+                name: vm.name.clone(),
+                protocol: vm.protocol.clone(),
+                vcpus: BTreeMap::new(),
+            };
+            for (apic_id, vcpu) in &vm.vcpus {
+                if let Some(task) = self.vms.state_of(vcpu)? {
+                    entry.vcpus.insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task));
+                }
+            }
+            metrics.nr_vcpus += entry.vcpus.len() as u64;
+            metrics.nr_vms += 1;
+            metrics.vms.insert(id, entry);
+        }
+        Ok(metrics)
+    }
+}

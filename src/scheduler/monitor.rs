@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Statistics as text of 80 columns, and the client of the statistics server.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::stats::{quantile_us, Metrics};
+
+/// Writes one report: what changed since `before`, then a line for each vCPU.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Result<()> {
+    let since = |field: fn(&Metrics) -> u64| field(now).saturating_sub(field(before));
+    writeln!(
+        out,
+        "{} VMs, {} vCPUs | turns: {} idle, {} fair, {} boosted, {} held | throttled {}",
+        now.nr_vms,
+        now.nr_vcpus,
+        since(|m| m.direct),
+        since(|m| m.enqueued_fair),
+        since(|m| m.enqueued_boost) + since(|m| m.moved),
+        since(|m| m.held),
+        since(|m| m.throttled),
+    )?;
+    writeln!(
+        out,
+        "  hints: timer {} irq {} wake {} kick {} | moved {} of {} posted | boosts: task {} irq {}",
+        since(|m| m.hints_timer),
+        since(|m| m.hints_irq),
+        since(|m| m.hints_wake),
+        since(|m| m.hints_kick),
+        since(|m| m.moved),
+        since(|m| m.posted),
+        since(|m| m.boosts_task),
+        since(|m| m.boosts_irq),
+    )?;
+    let stage = |field: fn(&Metrics) -> &Vec<u64>| {
+        let (old, new) = (field(before), field(now));
+        let delta: Vec<u64> = new
+            .iter()
+            .enumerate()
+            .map(|(i, count)| count.saturating_sub(old.get(i).copied().unwrap_or(0)))
+            .collect();
+        let bound = |share| {
+            quantile_us(&delta, share).map_or_else(|| "-".into(), |us| us.to_string())
+        };
+        format!("{}/{}/{}", bound(0.5), bound(0.9), bound(0.99))
+    };
+    writeln!(
+        out,
+        "  hint to running {} entered {} taken {} us (p50/p90/p99, below)",
+        stage(|m| &m.hint_to_running),
+        stage(|m| &m.hint_to_entered),
+        stage(|m| &m.hint_to_taken),
+    )?;
+    for vm in now.vms.values() {
+        writeln!(out, "  {} ({})", vm.name, vm.protocol)?;
+        for (apic_id, vcpu) in &vm.vcpus {
+            writeln!(
+                out,
+                "    {:<4} tid {:<8} {:<12} {:<12} task {:<7} irq {:<8} thr {}",
+                apic_id,
+                vcpu.tid,
+                vcpu.published,
+                vcpu.applied,
+                vcpu.boosts_task,
+                vcpu.boosts_irq,
+                vcpu.throttles,
+            )?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints reports of the running instance until `stop`.
+///
+/// # Errors
+/// When there is no instance, or it cannot be reached.
+pub fn run(interval: Duration, stop: Arc<AtomicBool>) -> Result<()> {
+    let mut before = None;
+    scx_utils::monitor_stats::<Metrics>(
+        &[],
+        interval,
+        || stop.load(Ordering::Relaxed),
+        |now| {
+            let mut out = std::io::stdout().lock();
+            write_report(&mut out, before.as_ref().unwrap_or(&Metrics::default()), &now)?;
+            before = Some(now);
+            Ok(())
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stats::{VcpuMetrics, VmMetrics};
+    use super::*;
+
+    #[test]
+    fn a_report_shows_each_vcpu_and_fits_80_columns() {
+        let vcpu = VcpuMetrics {
+            tid: 12345,
+            published: "rt 90".into(),
+            applied: "boost: task".into(),
+            boosts_task: 7,
+            ..Default::default()
+        };
+        let vm = VmMetrics {
+            name: "guest".into(),
+            protocol: "latency v1".into(),
+            vcpus: [(1, vcpu)].into(),
+        };
+        let before = Metrics { direct: 10, ..Default::default() };
+        let now = Metrics {
+            nr_vms: 1,
+            nr_vcpus: 1,
+            direct: 15,
+            hint_to_running: vec![0, 0, 4],
+            vms: [(1, vm)].into(),
+            ..Default::default()
+        };
+        let mut text = Vec::new();
+        write_report(&mut text, &before, &now).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("5 idle"), "{text}");
+        assert!(text.contains("running 4/4/4"), "{text}");
+        assert!(text.contains("rt 90") && text.contains("boost: task"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+}

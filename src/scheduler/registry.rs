@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The VMs that were handed over: their pages go into the BPF map that pins them, and their
+//! names stay here for the statistics.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::Result;
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
+use log::{info, warn};
+
+use super::bpf::{intf, MapValue};
+use crate::handoff::server::{MappedPage, Registry, RegistryError, VcpuInfo, VmId, VmInfo};
+
+/// The number of `ioctl` in x86-64's system call table.
+const SYS_IOCTL: &str = "16";
+/// `KVM_RUN`, `_IO(KVMIO, 0x80)`; include/uapi/linux/kvm.h.
+const KVM_RUN: &str = "0xae80";
+
+/// One vCPU whose page is pinned.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Thread id in the scheduler's pid namespace.
+    pub tid: u32,
+    pidfd: OwnedFd,
+}
+
+/// One VM, as long as its connection lasts.
+#[derive(Debug)]
+pub struct Vm {
+    /// As its VMM named it; not necessarily unique.
+    pub name: String,
+    /// Name and version of the negotiated protocol.
+    pub protocol: String,
+    /// By APIC id.
+    pub vcpus: BTreeMap<u32, Vcpu>,
+}
+
+/// All VMs, and the maps that make the BPF programs see them.
+pub struct Vms {
+    tasks: MapHandle,
+    pages: MapHandle,
+    attachments: u64,
+    vms: BTreeMap<u32, Vm>,
+}
+
+impl Vms {
+    /// Serves the maps `tasks` and `pages` of `bpf/state.bpf.h`.
+    #[must_use]
+    pub fn new(tasks: MapHandle, pages: MapHandle) -> Self {
+        Self { tasks, pages, attachments: 0, vms: BTreeMap::new() }
+    }
+
+    /// The VMs by number.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Vm)> {
+        self.vms.iter().map(|(id, vm)| (*id, vm))
+    }
+
+    /// What the BPF programs know of a vCPU; `None` once its thread is gone.
+    ///
+    /// # Errors
+    /// When the map cannot be read for another reason.
+    pub fn state_of(&self, vcpu: &Vcpu) -> Result<Option<intf::pv_task>> {
+        lookup_task(&self.tasks, vcpu.pidfd.as_raw_fd())
+    }
+}
+
+fn lookup_task(tasks: &MapHandle, pidfd: i32) -> Result<Option<intf::pv_task>> {
+    match tasks.lookup(&pidfd.to_ne_bytes(), MapFlags::ANY) {
+        Ok(Some(bytes)) => intf::pv_task::from_bytes(&bytes).map(Some),
+        Ok(None) => Ok(None),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Task storage says that the thread behind a pidfd has exited.
+fn is_gone(error: &libbpf_rs::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || std::error::Error::source(error)
+            .and_then(|source| source.downcast_ref::<std::io::Error>())
+            .and_then(std::io::Error::raw_os_error)
+            == Some(libc::ESRCH)
+        || error.to_string().contains("os error 3)")
+}
+
+/// Whether a thread that KVM has not yet been seen to enter waits in KVM's run call, as a halted
+/// vCPU does: its system call is `ioctl(fd, KVM_RUN)`, and the descriptor is a vCPU's.
+fn waits_in_kvm_run(tgid: u32, tid: u32) -> bool {
+    let task = Path::new("/proc").join(tgid.to_string()).join("task").join(tid.to_string());
+    let Ok(line) = fs::read_to_string(task.join("syscall")) else { return false };
+    let Some(fd) = fd_of_kvm_run(&line) else { return false };
+    fs::read_link(task.join("fd").join(fd.to_string()))
+        .is_ok_and(|target| target.to_string_lossy().starts_with("anon_inode:kvm-vcpu:"))
+}
+
+/// The descriptor of a blocked `ioctl(fd, KVM_RUN)` in the text of `/proc/PID/task/TID/syscall`.
+fn fd_of_kvm_run(line: &str) -> Option<u32> {
+    let mut words = line.split_whitespace();
+    if words.next()? != SYS_IOCTL {
+        return None;
+    }
+    let fd = u32::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    (words.next()? == KVM_RUN).then_some(fd)
+}
+
+impl Registry for Vms {
+    fn is_vcpu(&mut self, vcpu: &VcpuInfo) -> bool {
+        let seen = lookup_task(&self.tasks, vcpu.pidfd.as_raw_fd())
+            .is_ok_and(|task| task.is_some_and(|task| task.is_vcpu != 0));
+        seen || waits_in_kvm_run(vcpu.tgid, vcpu.tid)
+    }
+
+    fn vm_added(&mut self, vm: VmId, info: &VmInfo) -> Result<(), RegistryError> {
+        let protocol = format!("{} v{}", info.protocol, info.version);
+        info!("VM {}: registered, {protocol}, by process {}", &*info.name, info.peer_pid);
+        let name = info.name.to_string();
+        self.vms.insert(vm.0, Vm { name, protocol, vcpus: BTreeMap::new() });
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        vm: VmId,
+        vcpu: &VcpuInfo,
+        page: &MappedPage,
+    ) -> Result<(), RegistryError> {
+        let internal = |error: &dyn std::fmt::Display| RegistryError::Internal(error.to_string());
+        let entry =
+            self.vms.get_mut(&vm.0).ok_or_else(|| internal(&"the VM is not registered"))?;
+        let pidfd = vcpu.pidfd.as_fd().try_clone_to_owned().map_err(|error| internal(&error))?;
+
+        // struct pv_page of bpf/state.bpf.h: the kernel pins the page behind the address.
+        let attachment = self.attachments + 1;
+        let mut value = page.address().to_ne_bytes().to_vec();
+        value.extend_from_slice(&attachment.to_ne_bytes());
+        self.pages
+            .update(&pidfd.as_raw_fd().to_ne_bytes(), &value, MapFlags::ANY)
+            .map_err(|error| {
+                if is_gone(&error) {
+                    RegistryError::NoThread
+                } else {
+                    RegistryError::Pin(error.to_string())
+                }
+            })?;
+        self.attachments = attachment;
+        info!("VM {}: vCPU with APIC id {} is thread {}", entry.name, vcpu.apic_id, vcpu.tid);
+        entry.vcpus.insert(vcpu.apic_id, Vcpu { tid: vcpu.tid, pidfd });
+        Ok(())
+    }
+
+    fn detach(&mut self, vm: VmId, vcpu: &VcpuInfo) {
+        let Some(entry) = self.vms.get_mut(&vm.0) else { return };
+        let Some(known) = entry.vcpus.remove(&vcpu.apic_id) else { return };
+        match self.pages.delete(&known.pidfd.as_raw_fd().to_ne_bytes()) {
+            // The kernel drops a thread's page with the thread.
+            Ok(()) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => {
+                warn!("VM {}: the page of APIC id {} stays pinned: {error}", entry.name, vcpu.apic_id);
+            }
+        }
+    }
+
+    fn vm_removed(&mut self, vm: VmId) {
+        if let Some(entry) = self.vms.remove(&vm.0) {
+            info!("VM {}: gone", entry.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_kvm_run_is_recognised() {
+        assert_eq!(fd_of_kvm_run("16 0x1b 0xae80 0x0 0x0 0x0 0x0 0x7f 0x7f\n"), Some(27));
+    }
+
+    #[test]
+    fn other_calls_are_not_a_vcpu() {
+        for line in ["running\n", "", "16 0x1b 0xae81 0x0", "7 0x1b 0xae80", "16 27 0xae80", "16"] {
+            assert_eq!(fd_of_kvm_run(line), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn this_test_is_no_vcpu() {
+        assert!(!waits_in_kvm_run(std::process::id(), std::process::id()));
+    }
+}

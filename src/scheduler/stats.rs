@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Every statistic, with its description: the same words for `--stats`, `--monitor`,
+//! `--help-stats` and whoever else asks the statistics server.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use scx_stats::prelude::*;
+use scx_stats_derive::Stats;
+use serde::{Deserialize, Serialize};
+
+use super::bpf::intf;
+use crate::abi;
+
+/// One vCPU of a VM that was handed over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Stats)]
+#[stat(desc = "one vCPU", _om_prefix = "vcpu_", _om_label = "apic_id")]
+pub struct VcpuMetrics {
+    #[stat(desc = "thread id")]
+    pub tid: u32,
+    #[stat(desc = "what the guest published last", _om_skip)]
+    pub published: String,
+    #[stat(desc = "what the host applied last", _om_skip)]
+    pub applied: String,
+    #[stat(desc = "boosts for urgent guest tasks")]
+    pub boosts_task: u64,
+    #[stat(desc = "boosts for interrupts")]
+    pub boosts_irq: u64,
+    #[stat(desc = "times that a budget was spent")]
+    pub throttles: u64,
+    #[stat(desc = "CPU time in microseconds")]
+    pub ran_us: u64,
+    #[stat(desc = "part of that in which a boost was in force, in microseconds")]
+    pub boosted_us: u64,
+}
+
+/// One VM that was handed over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Stats)]
+#[stat(desc = "one VM", _om_prefix = "vm_", _om_label = "vm")]
+pub struct VmMetrics {
+    #[stat(desc = "name given by its VMM", _om_skip)]
+    pub name: String,
+    #[stat(desc = "protocol in use", _om_skip)]
+    pub protocol: String,
+    #[stat(desc = "vCPUs by APIC id")]
+    pub vcpus: BTreeMap<u32, VcpuMetrics>,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Stats)]
+#[stat(top, desc = "scx_pvsched", _om_prefix = "pvsched_")]
+pub struct Metrics {
+    #[stat(desc = "VMs that are handed over")]
+    pub nr_vms: u64,
+    #[stat(desc = "vCPUs whose page is pinned")]
+    pub nr_vcpus: u64,
+    #[stat(desc = "KVM functions that give hints; empty while KVM is not loaded", _om_skip)]
+    pub hint_sources: String,
+    #[stat(desc = "wake-ups that went straight to an idle CPU")]
+    pub direct: u64,
+    #[stat(desc = "enqueued for a fair turn")]
+    pub enqueued_fair: u64,
+    #[stat(desc = "vCPUs enqueued ahead of the fair turns")]
+    pub enqueued_boost: u64,
+    #[stat(desc = "per-CPU kernel threads served at once")]
+    pub enqueued_kthread: u64,
+    #[stat(desc = "hints: a vCPU's timer expired")]
+    pub hints_timer: u64,
+    #[stat(desc = "hints: an interrupt was accepted for a vCPU")]
+    pub hints_irq: u64,
+    #[stat(desc = "hints: KVM kicked a vCPU")]
+    pub hints_kick: u64,
+    #[stat(desc = "hints: KVM woke a halted vCPU")]
+    pub hints_wake: u64,
+    #[stat(desc = "hints for waiting vCPUs, posted to a CPU")]
+    pub posted: u64,
+    #[stat(desc = "posts lost because a CPU had too many")]
+    pub dropped: u64,
+    #[stat(desc = "waiting vCPUs moved ahead by a post")]
+    pub moved: u64,
+    #[stat(desc = "boosted vCPUs kept on the CPU when their turn ended")]
+    pub held: u64,
+    #[stat(desc = "interrupted turns that went on because the reason was gone")]
+    pub resumed: u64,
+    #[stat(desc = "CPUs asked to reschedule for somebody with a better claim")]
+    pub preempted: u64,
+    #[stat(desc = "boosts for urgent guest tasks")]
+    pub boosts_task: u64,
+    #[stat(desc = "boosts for interrupts")]
+    pub boosts_irq: u64,
+    #[stat(desc = "boosts whose end was seen when the vCPU left guest mode")]
+    pub ended_exit: u64,
+    #[stat(desc = "boosts whose end was seen at a tick")]
+    pub ended_tick: u64,
+    #[stat(desc = "times that a vCPU's budget was spent")]
+    pub throttled: u64,
+    #[stat(desc = "fair turns given although boosted vCPUs waited")]
+    pub guarded: u64,
+    #[stat(desc = "hint to vCPU thread running: count below 1, 2, 4, ... microseconds", _om_skip)]
+    pub hint_to_running: Vec<u64>,
+    #[stat(desc = "hint to guest entered: count below 1, 2, 4, ... microseconds", _om_skip)]
+    pub hint_to_entered: Vec<u64>,
+    #[stat(desc = "hint to taken by the guest: count below 1, 2, 4, ... microseconds", _om_skip)]
+    pub hint_to_taken: Vec<u64>,
+    #[stat(desc = "VMs by number")]
+    pub vms: BTreeMap<u32, VmMetrics>,
+}
+
+impl Metrics {
+    /// Adds the counters of one CPU.
+    pub fn add_cpu(&mut self, cpu: &intf::pv_stats) {
+        self.direct += cpu.direct;
+        self.enqueued_fair += cpu.enqueued_fair;
+        self.enqueued_boost += cpu.enqueued_boost;
+        self.enqueued_kthread += cpu.enqueued_kthread;
+        self.hints_timer += cpu.hints[intf::pv_hint_source_PV_HINT_TIMER as usize];
+        self.hints_irq += cpu.hints[intf::pv_hint_source_PV_HINT_IRQ as usize];
+        self.hints_kick += cpu.hints[intf::pv_hint_source_PV_HINT_KICK as usize];
+        self.hints_wake += cpu.hints[intf::pv_hint_source_PV_HINT_WAKE as usize];
+        self.posted += cpu.posted;
+        self.dropped += cpu.dropped;
+        self.moved += cpu.moved;
+        self.held += cpu.held;
+        self.resumed += cpu.resumed;
+        self.preempted += cpu.preempted;
+        self.boosts_task += cpu.boosts_task;
+        self.boosts_irq += cpu.boosts_irq;
+        self.ended_exit += cpu.ended_exit;
+        self.ended_tick += cpu.ended_tick;
+        self.throttled += cpu.throttled;
+        self.guarded += cpu.guarded;
+        let [running, entered, taken] = &cpu.stage;
+        for (sum, part) in [
+            (&mut self.hint_to_running, running),
+            (&mut self.hint_to_entered, entered),
+            (&mut self.hint_to_taken, taken),
+        ] {
+            sum.resize(part.len(), 0);
+            for (sum, part) in sum.iter_mut().zip(part) {
+                *sum += part;
+            }
+        }
+    }
+}
+
+/// The smallest bucket bound, in microseconds, below which `share` (0..=1) of a histogram's
+/// samples lie; `None` for an empty one.
+#[must_use]
+pub fn quantile_us(histogram: &[u64], share: f64) -> Option<u64> {
+    let total: u64 = histogram.iter().sum();
+    if total == 0 {
+        return None;
+    }
+    let mut sum = 0;
+    for (bucket, count) in histogram.iter().enumerate() {
+        sum += count;
+        #[allow(clippy::cast_precision_loss)]
+        if sum as f64 >= share * total as f64 {
+            return Some(1 << bucket);
+        }
+    }
+    Some(1 << (histogram.len() - 1))
+}
+
+impl VcpuMetrics {
+    /// From what the BPF programs keep of a vCPU's thread.
+    #[must_use]
+    pub fn new(tid: u32, task: &intf::pv_task) -> Self {
+        Self {
+            tid,
+            published: describe_urgency(task.urgency),
+            applied: describe_applied(task.applied).to_owned(),
+            boosts_task: task.boosts_task,
+            boosts_irq: task.boosts_irq,
+            throttles: task.throttles,
+            ran_us: task.ran / 1000,
+            boosted_us: task.ran_boosted / 1000,
+        }
+    }
+}
+
+/// An urgency word of `src/abi/page.h` in the words of chrt(1).
+#[must_use]
+pub fn describe_urgency(urgency: u64) -> String {
+    let field = |shift: u32| (urgency >> shift) & u64::from(abi::PVSCHED_URGENCY_FIELD_MASK);
+    let class = field(abi::PVSCHED_URGENCY_CLASS_SHIFT);
+    let prio = field(abi::PVSCHED_URGENCY_PRIO_SHIFT);
+    let nice = i64::try_from(field(abi::PVSCHED_URGENCY_NICE_SHIFT)).unwrap_or(0)
+        - i64::from(abi::PVSCHED_NICE_OFFSET);
+    match u32::try_from(class).unwrap_or(u32::MAX) {
+        abi::PVSCHED_CLASS_NONE => "nothing".into(),
+        abi::PVSCHED_CLASS_IDLE_CPU => "idle".into(),
+        abi::PVSCHED_CLASS_IDLE => "SCHED_IDLE".into(),
+        abi::PVSCHED_CLASS_BATCH => format!("batch {nice:+}"),
+        abi::PVSCHED_CLASS_NORMAL => format!("normal {nice:+}"),
+        abi::PVSCHED_CLASS_RT => format!("rt {prio}"),
+        abi::PVSCHED_CLASS_DEADLINE => "deadline".into(),
+        _ => "unknown".into(),
+    }
+}
+
+/// An applied word of `src/abi/page.h`.
+#[must_use]
+pub fn describe_applied(applied: u64) -> &'static str {
+    match u32::try_from(applied & u64::from(abi::PVSCHED_APPLIED_MASK)).unwrap_or(u32::MAX) {
+        abi::PVSCHED_APPLIED_NONE => "none",
+        abi::PVSCHED_APPLIED_BASELINE => "baseline",
+        abi::PVSCHED_APPLIED_BOOST_TASK => "boost: task",
+        abi::PVSCHED_APPLIED_BOOST_IRQ => "boost: irq",
+        abi::PVSCHED_APPLIED_THROTTLED => "throttled",
+        _ => "unknown",
+    }
+}
+
+/// The statistics server's description of itself; each request is answered by the main loop.
+#[must_use]
+pub fn server_data() -> StatsServerData<(), Metrics> {
+    StatsServerData::new()
+        .add_meta(VcpuMetrics::meta())
+        .add_meta(VmMetrics::meta())
+        .add_meta(Metrics::meta())
+        .add_stats("top", Box::new(|_, (request, response)| answer(&request, &response)))
+}
+
+type Request = crossbeam::channel::Sender<()>;
+type Response = crossbeam::channel::Receiver<Metrics>;
+
+fn answer(request: &Request, response: &Response) -> Result<serde_json::Value> {
+    request.send(())?;
+    response.recv()?.to_json()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bpf::MapValue;
+    use super::*;
+
+    #[test]
+    fn every_statistic_is_described() {
+        let mut text = Vec::new();
+        server_data().describe_meta(&mut text, None).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        for name in ["nr_vms", "hints_timer", "hint_to_running", "boosts_irq", "published"] {
+            assert!(text.contains(name), "{name} is not described in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn counters_of_cpus_add_up() {
+        let mut cpu = intf::pv_stats { direct: 3, ..intf::pv_stats::zeroed() };
+        cpu.stage[0][4] = 7;
+        let mut sum = Metrics::default();
+        sum.add_cpu(&cpu);
+        sum.add_cpu(&cpu);
+        assert_eq!((sum.direct, sum.hint_to_running[4]), (6, 14));
+    }
+
+    #[test]
+    fn quantiles_are_bucket_bounds() {
+        assert_eq!(quantile_us(&[0, 0, 0], 0.5), None);
+        assert_eq!(quantile_us(&[1, 8, 1], 0.5), Some(2));
+        assert_eq!(quantile_us(&[1, 8, 1], 0.99), Some(4));
+        assert_eq!(quantile_us(&[0, 0, 5], 1.0), Some(4));
+    }
+
+    #[test]
+    fn words_of_a_page_are_told_like_chrt_does() {
+        let urgency = |class: u32, prio: u64, nice: u64| {
+            u64::from(class) << abi::PVSCHED_URGENCY_CLASS_SHIFT
+                | prio << abi::PVSCHED_URGENCY_PRIO_SHIFT
+                | nice
+        };
+        assert_eq!(describe_urgency(urgency(abi::PVSCHED_CLASS_RT, 90, 20)), "rt 90");
+        assert_eq!(describe_urgency(urgency(abi::PVSCHED_CLASS_NORMAL, 0, 15)), "normal -5");
+        assert_eq!(describe_urgency(0), "nothing");
+        assert_eq!(describe_urgency(u64::MAX), "unknown");
+        assert_eq!(describe_applied(u64::from(abi::PVSCHED_APPLIED_NOTIFY) | 2), "boost: task");
+    }
+}
