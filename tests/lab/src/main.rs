@@ -1,1 +1,251 @@
-fn main() {}
+//! `pvsched-lab`: the lab's command line, on the machine and inside its VMs.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Result};
+use clap::{Args, Parser, Subcommand};
+
+use pvsched_lab::accel::Accel;
+use pvsched_lab::agent;
+use pvsched_lab::cache::Cache;
+use pvsched_lab::channel::Event;
+use pvsched_lab::checkout::Checkout;
+use pvsched_lab::guest::Guest;
+use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
+use pvsched_lab::kernels::Kernel;
+use pvsched_lab::prepare::{prepare, sweep};
+use pvsched_lab::topology::Topology;
+
+/// The lab itself failed; the command's own statuses pass through.
+const LAB_FAILED: u8 = 125;
+const TIMED_OUT: u8 = 124;
+
+/// Boots a host VM with sched_ext and KVM, and guests inside it, on a machine that has neither.
+///
+/// Exit status: the command's own; 124 if it ran out of time; 125 if the lab failed.
+#[derive(Parser)]
+#[command(name = "lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Make what is missing in the cache: the Debian root and the kernels
+    Prepare {
+        /// Look for newer kernels too
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Run a command in a fresh host VM; a single word is a shell's command line
+    Run {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Seconds the command may take
+        #[arg(long, default_value_t = 600, value_name = "S")]
+        timeout: u64,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Open a shell in a fresh host VM
+    Shell {
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Inside the host VM: boot a guest and run a command in it
+    Guest(GuestArgs),
+    /// Inside a VM: serve the lab's port
+    #[command(hide = true)]
+    Agent {
+        /// Seconds between signs of life
+        #[arg(long, value_name = "S")]
+        heartbeat: Option<u64>,
+    },
+}
+
+#[derive(Args)]
+struct HostArgs {
+    /// Kernel: 6.18 or newest
+    #[arg(long, default_value_t = Kernel::V6_18, value_name = "SERIES")]
+    kernel: Kernel,
+    /// Processors [default: 2, or the topology's]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Sockets, cores and threads, as in 1,2,2
+    #[arg(long, value_name = "S,C,T")]
+    topology: Option<Topology>,
+    /// Memory
+    #[arg(long, default_value = "4G", value_name = "SIZE")]
+    memory: String,
+    /// The target folder's binaries that become /usr/local/bin
+    #[arg(long, default_value = "release", value_name = "FOLDER")]
+    profile: String,
+    /// The folder that becomes /out [default: target/lab/out]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct GuestArgs {
+    /// Name, for messages and QEMU
+    #[arg(long, default_value = "guest")]
+    name: String,
+    /// Kernel: 6.12, 6.18 or newest
+    #[arg(long, default_value_t = Kernel::Newest, value_name = "SERIES")]
+    kernel: Kernel,
+    /// vCPUs, or all that QEMU's -smp takes
+    #[arg(long, default_value = "2", value_name = "SMP")]
+    smp: String,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    memory: u32,
+    /// Socket of a vhost-user back-end to attach
+    #[arg(long, value_name = "SOCKET")]
+    device: Option<PathBuf>,
+    /// Socket for QEMU to serve QMP on
+    #[arg(long, value_name = "SOCKET")]
+    qmp: Option<PathBuf>,
+    /// Load the guest driver
+    #[arg(long)]
+    driver: bool,
+    /// A single word is a shell's command line
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match act(Cli::parse().action) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::from(LAB_FAILED)
+        }
+    }
+}
+
+fn act(action: Action) -> Result<u8> {
+    match action {
+        Action::Prepare { refresh } => {
+            prepare(&Cache::open()?, refresh)?;
+        }
+        Action::Run {
+            host,
+            timeout,
+            command,
+        } => {
+            return run(host, Duration::from_secs(timeout), &command);
+        }
+        Action::Shell { host } => {
+            let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+            let _lock = prepare(&cache, false)?;
+            let options = options(host, &checkout)?;
+            Setup::new(&cache, &checkout, &options)?.shell()?;
+        }
+        Action::Guest(args) => return guest(args),
+        Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
+    }
+    Ok(0)
+}
+
+fn options(host: HostArgs, checkout: &Checkout) -> Result<Options> {
+    let topology = host
+        .topology
+        .unwrap_or_else(|| Topology::flat(host.cpus.unwrap_or(2)));
+    ensure!(
+        host.cpus.is_none_or(|cpus| cpus == topology.cpus()),
+        "--topology makes {} processors; leave out --cpus, or let it say the same",
+        topology.cpus()
+    );
+    Ok(Options {
+        kernel: host.kernel,
+        topology,
+        memory: host.memory,
+        accel: Accel::Tcg,
+        binaries: checkout.binaries(&host.profile),
+        out: host.out.unwrap_or_else(|| checkout.lab().join("out")),
+    })
+}
+
+/// The words to run: one word is for a shell.
+fn words(command: &[String]) -> Vec<&str> {
+    match command {
+        [line] => vec!["/bin/sh", "-c", line],
+        words => words.iter().map(String::as_str).collect(),
+    }
+}
+
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    Ok(out.flush()?)
+}
+
+fn clamp(status: i32) -> u8 {
+    u8::try_from(status).unwrap_or(LAB_FAILED)
+}
+
+fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
+    let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+    sweep(&cache)?;
+    let _lock = prepare(&cache, false)?;
+    let options = options(host, &checkout)?;
+    let setup = Setup::new(&cache, &checkout, &options)?;
+    let start = Instant::now();
+    let mut vm = setup.boot()?;
+    eprintln!(
+        "lab: {} up in {:.1} s",
+        vm.release(),
+        start.elapsed().as_secs_f64()
+    );
+    let end = vm.run(&words(command), timeout, print)?;
+    let console = setup.keep_console()?;
+    let (what, status) = match end {
+        End::Exit(status) => {
+            vm.end()?;
+            return Ok(clamp(status));
+        }
+        End::Timeout => (
+            format!("the command was not done after {timeout:?}"),
+            TIMED_OUT,
+        ),
+        End::Hang => ("the host VM hung or stopped".to_owned(), LAB_FAILED),
+    };
+    eprintln!("lab: {what}; the console ({}) ends so:", console.display());
+    eprintln!("{}", console_tail(&console));
+    Ok(status)
+}
+
+fn guest(args: GuestArgs) -> Result<u8> {
+    let mut builder = Guest::builder()
+        .name(args.name)
+        .kernel(args.kernel)
+        .smp(args.smp)
+        .memory_mib(args.memory)
+        .driver(args.driver);
+    if let Some(socket) = args.device {
+        builder = builder.device(socket);
+    }
+    if let Some(socket) = args.qmp {
+        builder = builder.qmp(socket);
+    }
+    let start = Instant::now();
+    let guest = builder.boot()?;
+    eprintln!(
+        "lab: guest {} up in {:.1} s",
+        guest.release(),
+        start.elapsed().as_secs_f64()
+    );
+    let job = guest.spawn_merged(&words(&args.command))?;
+    loop {
+        match job.next(Duration::from_secs(60)) {
+            Event::Stdout(bytes) | Event::Stderr(bytes) => print(&bytes)?,
+            Event::Exit(status) => return Ok(clamp(status)),
+            Event::Gone => anyhow::bail!("the guest stopped; console:\n{}", guest.console()),
+            Event::Silence => {}
+        }
+    }
+}

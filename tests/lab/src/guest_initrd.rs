@@ -1,0 +1,76 @@
+//! The guests' initrds, made on the machine, where processors are fast.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::checkout::Checkout;
+use crate::initrd::Initrd;
+use crate::kernels::{Kernel, Kernels};
+use crate::root::Root;
+use crate::{paths, process};
+
+/// Programs of the root that guests have beside busybox.
+const TOOLS: &[&str] = &["cyclictest", "hackbench"];
+
+/// Writes one initrd for each kernel into `folder`, with the project's guest programs that exist.
+pub fn write_all(
+    folder: &Path,
+    root: &Root,
+    kernels: &Kernels,
+    checkout: &Checkout,
+    binaries: &Path,
+) -> Result<()> {
+    let mut common = Initrd::default();
+    common.busybox(root)?;
+    for dir in ["proc", "sys", "dev", "run", "tmp", "root"] {
+        common.directory(dir);
+    }
+    common.data(
+        "init",
+        0o755,
+        include_bytes!("../vm/guest-init.sh").to_vec(),
+    );
+    common.data(
+        "bin/guest-up",
+        0o755,
+        include_bytes!("../vm/guest-up.sh").to_vec(),
+    );
+    for tool in TOOLS {
+        let tool_path = root.path().join("usr/bin").join(tool);
+        common.program(&format!("bin/{tool}"), &tool_path, root)?;
+    }
+    let own = [("pvsched-lab", folder.join("pvsched-lab"))];
+    let built = [("pvsched-guest", binaries.join("pvsched-guest"))];
+    for (name, path) in own
+        .into_iter()
+        .chain(built.into_iter().filter(|(_, path)| path.exists()))
+    {
+        let stripped = tempfile::NamedTempFile::new()?;
+        strip(root, &path, stripped.path())?;
+        common.program(&format!("bin/{name}"), stripped.path(), root)?;
+    }
+    for kernel in Kernel::ALL {
+        let release = kernels.release(kernel)?;
+        let mut initrd = common.clone();
+        if let Some(module) = checkout.module(&release) {
+            initrd.file("lib/virtio_pvsched.ko", &module)?;
+        }
+        initrd.write(&folder.join(paths::guest_initrd(&release)))?;
+    }
+    Ok(())
+}
+
+/// Guests have little memory, and symbols are most of a Rust program.
+fn strip(root: &Root, from: &Path, to: &Path) -> Result<()> {
+    let words = root.foreign("strip");
+    process::output(
+        Command::new(&words[0])
+            .args(&words[1..])
+            .arg("-o")
+            .arg(to)
+            .arg(from),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The nested lab: boots a host VM whose kernel has sched_ext and KVM, and guests inside it, on a
+//! machine that has neither.
+//!
+//! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
+//! Inside the host VM: [`guest`] boots guests. On both: [`agent`] and [`channel`] are the two ends
+//! over which commands run in a machine.
+
+pub mod accel;
+pub mod agent;
+pub mod cache;
+pub mod channel;
+pub mod checkout;
+pub mod guest;
+mod guest_initrd;
+pub mod host_vm;
+mod initrd;
+pub mod kernels;
+mod mirror;
+pub mod paths;
+pub mod prepare;
+mod process;
+pub mod protocol;
+mod qemu;
+pub mod root;
+pub mod topology;

@@ -1,0 +1,48 @@
+//! Bringing the cache to the state that running machines needs.
+
+use std::fs::{self, File};
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::cache::{Cache, Lock};
+use crate::kernels::Kernels;
+use crate::root::Root;
+
+/// Makes whatever is missing, and returns the lock that keeps it: hold it while machines run.
+pub fn prepare(cache: &Cache, refresh: bool) -> Result<Lock> {
+    let root = Root::new(cache);
+    let kernels = Kernels::new(cache);
+    loop {
+        let lock = cache.lock_shared()?;
+        if root.complete() && kernels.complete() && !refresh {
+            return Ok(lock);
+        }
+        drop(lock);
+        let lock = cache.lock_exclusive()?;
+        let start = Instant::now();
+        File::create(cache.log())?;
+        root.prepare(cache)?;
+        kernels.prepare(&root, cache, refresh)?;
+        eprintln!("lab: prepared in {} s", start.elapsed().as_secs());
+        if refresh {
+            return Ok(lock);
+        }
+        // Others may wait to share it, so take it as they do and look again.
+        drop(lock);
+    }
+}
+
+/// Removes folders of runs whose lab was killed; those of live runs are locked.
+pub fn sweep(cache: &Cache) -> Result<()> {
+    for run in fs::read_dir(cache.runs()?)? {
+        let run = run?.path();
+        let Ok(file) = File::open(run.join("lock")) else {
+            continue;
+        };
+        if nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok() {
+            fs::remove_dir_all(&run)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! What the QEMU command lines of both levels share.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use anyhow::{Context, Result};
+
+use crate::paths;
+
+/// A QEMU process; ended when dropped, since a machine without its owner has no use.
+pub struct Qemu(Child);
+
+impl Qemu {
+    pub fn start(command: &mut Command) -> Result<Self> {
+        Ok(Self(command.spawn().context("cannot start QEMU")?))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
+    pub fn kill(&mut self) {
+        // Neither fails but for a process that has ended, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Builds a command line; a value's commas are doubled where a path goes into an option.
+#[derive(Default)]
+pub struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    pub fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.into());
+        self
+    }
+
+    pub fn option(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.into());
+        self
+    }
+
+    /// A machine with nothing in it but what follows, that ends instead of rebooting.
+    pub fn bare_machine(&mut self) -> &mut Self {
+        // A video BIOS has hung nested guests, and default devices take time to emulate.
+        self.flag("-nodefaults")
+            .flag("-no-user-config")
+            .flag("-no-reboot");
+        self.option("-display", "none").option("-vga", "none")
+    }
+
+    /// The kernel's console, kept in a file.
+    pub fn console(&mut self, log: &Path) -> &mut Self {
+        self.option("-chardev", format!("file,id=console,path={}", escape(log)))
+            .option("-serial", "chardev:console")
+    }
+
+    /// The port of the agent, on a socket that QEMU connects to.
+    pub fn agent(&mut self, socket: &Path) -> &mut Self {
+        self.option("-device", "virtio-serial-pci")
+            .option(
+                "-chardev",
+                format!("socket,id=agent,path={}", escape(socket)),
+            )
+            .option(
+                "-device",
+                format!("virtserialport,chardev=agent,name={}", paths::PORT_NAME),
+            )
+    }
+
+    /// A folder of this side, for a 9p mount under the name `tag`.
+    pub fn share(&mut self, tag: &str, folder: &Path, writable: bool) -> &mut Self {
+        let readonly = if writable { "off" } else { "on" };
+        let fsdev = format!(
+            "local,id=fs-{tag},path={},security_model=none,multidevs=remap,readonly={readonly}",
+            escape(folder)
+        );
+        self.option("-fsdev", fsdev).option(
+            "-device",
+            format!("virtio-9p-pci,fsdev=fs-{tag},mount_tag={tag}"),
+        )
+    }
+
+    pub fn kernel(&mut self, folder: &Path, initrd: &Path, command_line: &str) -> &mut Self {
+        self.option("-kernel", folder.join("vmlinuz"))
+            .option("-initrd", initrd)
+            .option("-append", command_line)
+    }
+
+    pub fn get(&self) -> &[OsString] {
+        &self.0
+    }
+}
+
+/// A path as a value within an option.
+pub fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// The command line every kernel of the lab gets: quiet, because a serial console is slow to
+/// emulate; without the mitigations that make nested emulation slower still; and ending at a
+/// panic, so that it is seen at once.
+pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
