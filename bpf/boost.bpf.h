@@ -46,6 +46,8 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	}
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
 		return NULL;
+	/* Keeps clang from turning the branch into arithmetic on a pointer. */
+	barrier_var(page);
 	return page;
 }
 
@@ -63,6 +65,12 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 	}
 	t->hint_at = 0;
 	t->entered = 0;
+}
+
+/* The rank that an interrupt is worth: what the last ones led to. */
+static inline u32 expected_rank(struct pv_task *t)
+{
+	return t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
@@ -85,20 +93,26 @@ static inline bool irq_is_spent(struct pv_task *t, u64 now)
 	return pv_spent(t->irq_spent, irq_debt(t, now), irq_budget_ns, irq_budget_ns / 2);
 }
 
-/*
- * What the vCPU is entitled to. Returns its rank and says why in @boost.
- * @lead is how far it is ahead of its fair share, in ns.
- */
-static inline u32 boost_judge(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
-			      s64 lead, u64 now, u32 *boost)
-{
-	u32 rank = PV_RANK_NONE;
-	bool was_spent;
+/* A judgement in one number, as functions that are verified apart return no more. */
+#define VERDICT(boost, rank)	((boost) << 16 | (rank))
+#define VERDICT_RANK(verdict)	((u32)(verdict) & 0xffff)
+#define VERDICT_BOOST(verdict)	((u32)(verdict) >> 16)
 
-	*boost = PV_BOOST_NONE;
+/*
+ * What the vCPU is entitled to: VERDICT(enum pv_boost, rank). @page is NULL
+ * when the guest says nothing; @lead is how far the vCPU is ahead of its fair
+ * share, in ns.
+ */
+__noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page *page, s64 lead,
+			   u64 now)
+{
+	u32 rank = PV_RANK_NONE, boost = PV_BOOST_NONE;
+	bool was_spent = t->task_spent || t->irq_spent;
+
 	if (page) {
 		u64 current_task = READ_ONCE(page->current_task);
 		u64 pending_task = READ_ONCE(page->pending_task);
+		s64 untaken = t->ticket - READ_ONCE(page->ack);
 		u32 pending = pv_rank(pending_task);
 
 		rank = pv_rank(current_task);
@@ -108,38 +122,33 @@ static inline u32 boost_judge(struct task_struct *p, struct pv_task *t, struct p
 			t->urgency = pending_task;
 		}
 		if (rank) {
-			*boost = PV_BOOST_TASK;
+			boost = PV_BOOST_TASK;
 			t->expected_rank = rank;
 			t->useless = 0;
-			if (t->hint_at && t->ticket == READ_ONCE(page->ack))
-				hint_taken(t, now);
-		} else if ((s64)(t->ticket - READ_ONCE(page->ack)) > 0) {
-			*boost = PV_BOOST_IRQ;
-		} else if (t->hint_at) {
-			hint_taken(t, now);
+		} else if (untaken > 0) {
+			boost = PV_BOOST_IRQ;
 		}
+		if (t->hint_at && untaken <= 0)
+			hint_taken(t, now);
 	} else if (t->hint_at) {
 		/* Nobody tells when the interrupt was taken: it gets a fixed time in the guest. */
 		if (t->entered && now - t->entered_at >= irq_boost_ns)
 			hint_taken(t, now);
 		else
-			*boost = PV_BOOST_IRQ;
+			boost = PV_BOOST_IRQ;
 	}
-	if (*boost == PV_BOOST_IRQ)
-		rank = t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
+	if (boost == PV_BOOST_IRQ)
+		rank = expected_rank(t);
 
-	was_spent = t->task_spent || t->irq_spent;
 	t->task_spent = task_is_spent(t, lead);
 	t->irq_spent = irq_is_spent(t, now);
-	if (rank && (t->task_spent || (*boost == PV_BOOST_IRQ && t->irq_spent))) {
-		if (!was_spent) {
-			t->throttles++;
-			COUNT(throttled);
-		}
-		*boost = PV_BOOST_NONE;
-		rank = PV_RANK_NONE;
+	if (!rank || (!t->task_spent && (boost != PV_BOOST_IRQ || !t->irq_spent)))
+		return VERDICT(boost, rank);
+	if (!was_spent) {
+		t->throttles++;
+		COUNT(throttled);
 	}
-	return rank;
+	return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
 }
 
 static inline s64 task_lead(struct task_struct *p, struct pv_task *t, struct pv_llc *l)
@@ -151,20 +160,21 @@ static inline s64 task_lead(struct task_struct *p, struct pv_task *t, struct pv_
  * Charges the time since the last charge. All of it counts as use of the
  * task's share, boosted or not.
  */
-static inline void task_charge(struct task_struct *p, struct pv_task *t, u64 now)
+__noinline int task_charge(struct pv_task *t __arg_nonnull, u64 weight, u64 now)
 {
 	u64 ran = now > t->charged_at ? now - t->charged_at : 0;
 
 	t->charged_at = now;
-	t->vtime += pv_charge(ran, p->scx.weight);
+	t->vtime += pv_charge(ran, weight);
 	if (!t->is_vcpu)
-		return;
+		return 0;
 
 	t->ran += ran;
 	if (t->boost)
 		t->ran_boosted += ran;
 	t->irq_debt = irq_debt(t, now);
 	t->irq_debt_at = now;
+	return 0;
 }
 
 /* Tells the guest what is done with its vCPU, if it is not what it was told last. */
@@ -183,9 +193,10 @@ static inline void tell(struct pv_task *t, struct pvsched_page *page, u64 applie
  * Puts a judgement in force for the vCPU that runs (or is about to) on @c.
  * @waiting: somebody wants the CPU back as soon as urgency drops.
  */
-static inline void boost_set(struct pv_task *t, struct pvsched_page *page, struct pv_cpu *c,
-			     u32 rank, u32 boost, bool waiting)
+__noinline int boost_set(struct pv_task *t __arg_nonnull, struct pvsched_page *page,
+			 struct pv_cpu *c __arg_nonnull, u32 verdict, bool waiting)
 {
+	u32 boost = VERDICT_BOOST(verdict), rank = VERDICT_RANK(verdict);
 	u64 applied = PVSCHED_APPLIED_BASELINE;
 
 	if (boost && boost != t->boost) {
@@ -214,6 +225,7 @@ static inline void boost_set(struct pv_task *t, struct pvsched_page *page, struc
 	if (boost && waiting && t->extra_turn)
 		applied |= PVSCHED_APPLIED_NOTIFY;
 	tell(t, page, applied);
+	return 0;
 }
 
 #endif /* PVSCHED_BOOST_BPF_H */

@@ -58,7 +58,6 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	s32 here = bpf_get_smp_processor_id(), target;
 	u64 now = scx_bpf_now();
 	struct task_struct *p;
-	struct pv_stats *s;
 	struct pv_task *t;
 	struct pv_cpu *c;
 	struct pv_llc *l;
@@ -70,9 +69,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	t = task_of(p);
 	if (!t || !t->is_vcpu)
 		goto release;
-	s = stats_of_this_cpu();
-	if (s && source < PV_HINT_COUNT)
-		s->hints[source]++;
+	count_word(offsetof(struct pv_stats, hints) / sizeof(u64) + source);
 
 	new_ticket(p, t);
 	__sync_val_compare_and_swap(&t->hint_at, 0, now);
@@ -89,7 +86,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 		WRITE_ONCE(t->posted, 0);
 		goto release;
 	}
-	rank = t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
+	rank = expected_rank(t);
 	target = cpu_to_take(p, here, rank);
 	c = cpu_of(target);
 	if (!c) {
@@ -181,8 +178,8 @@ int BPF_PROG(on_exit)
 	struct pv_task *t;
 	struct pv_cpu *c;
 	struct pv_llc *l;
-	u32 rank, boost;
 	bool waiting;
+	u32 verdict;
 	u64 now;
 
 	t = task_of(p);
@@ -193,12 +190,12 @@ int BPF_PROG(on_exit)
 	if (!l)
 		return 0;
 	now = scx_bpf_now();
-	task_charge(p, t, now);
+	task_charge(t, p->scx.weight, now);
 	page = page_of(p, t);
-	rank = boost_judge(p, t, page, task_lead(p, t, l), now, &boost);
+	verdict = boost_judge(t, page, task_lead(p, t, l), now);
 	waiting = anybody_waits(cpu, llc_here(c));
-	boost_set(t, page, c, rank, boost, waiting);
-	if (!rank) {
+	boost_set(t, page, c, verdict, waiting);
+	if (!VERDICT_RANK(verdict)) {
 		COUNT(ended_exit);
 		if (t->extra_turn && waiting)
 			scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);

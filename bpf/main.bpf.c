@@ -120,7 +120,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
 
 	if (t->is_vcpu) {
-		u32 rank, boost;
+		u32 rank;
 
 		/*
 		 * First the state, then the judgement. A hint does it the
@@ -130,7 +130,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		 */
 		t->dsq = FAIR_DSQ(llc);
 		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
-		rank = boost_judge(p, t, page_of(p, t), task_lead(p, t, l), now, &boost);
+		rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
 		if (rank && !is_pinned(p)) {
 			enqueue_boosted(p, t, cpu, rank, now, enq_flags);
 			return;
@@ -205,26 +205,28 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
  * come in or an urgent task runs: taken off now it would wait a whole round
  * with it.
  */
-static inline bool keep_boosted(struct task_struct *prev, s32 cpu, u32 llc, struct pv_cpu *c,
-				struct pv_llc *l, u64 now)
+__noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 {
+	u32 llc = llc_of_cpu(cpu), verdict;
 	struct pv_task *t = task_of(prev);
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
-	u32 rank, boost;
+	u64 now = scx_bpf_now();
 
-	if (!t || !t->is_vcpu)
+	if (!t || !c || !l || !t->is_vcpu)
 		return false;
-	task_charge(prev, t, now);
+	task_charge(t, prev->scx.weight, now);
 	page = page_of(prev, t);
-	rank = boost_judge(prev, t, page, task_lead(prev, t, l), now, &boost);
-	if (!rank || first_rank(llc) > rank)
+	verdict = boost_judge(t, page, task_lead(prev, t, l), now);
+	if (!VERDICT_RANK(verdict) || first_rank(llc) > VERDICT_RANK(verdict))
 		return false;
 	if (c->turn_end && now >= c->turn_end) {
 		t->extra_turn = 1;
 		c->turn_end = 0;
 		c->boosted_since = now;
 	}
-	boost_set(t, page, c, rank, boost, anybody_waits(cpu, llc));
+	boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
 	scx_bpf_task_set_slice(prev, BOOST_SLICE_NS);
 	COUNT(held);
 	return true;
@@ -241,7 +243,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (!c || !l)
 		return;
-	take_posts(c, llc, l, now);
+	take_posts(c, llc);
 
 	/*
 	 * However many vCPUs are urgent, each CPU gives a fair turn now and
@@ -255,7 +257,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 		return;
 	}
 
-	if (may_stay && keep_boosted(prev, cpu, llc, c, l, now))
+	if (may_stay && keep_boosted(prev, cpu))
 		return;
 	if (scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0))
 		return;
@@ -317,20 +319,20 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 	if (t->is_vcpu) {
 		struct pvsched_page *page = page_of(p, t);
-		u32 rank, boost;
+		u32 verdict;
 
 		WRITE_ONCE(t->posted, 0);
 		if (t->hint_at)
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);
-		rank = boost_judge(p, t, page, task_lead(p, t, l), now, &boost);
-		boost_set(t, page, c, rank, boost, anybody_waits(cpu, llc));
+		verdict = boost_judge(t, page, task_lead(p, t, l), now);
+		boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
 	}
 }
 
 void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
-	u32 llc = llc_of_cpu(cpu), rank, boost;
+	u32 llc = llc_of_cpu(cpu), verdict;
 	u64 now = scx_bpf_now();
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
@@ -339,14 +341,14 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 
 	if (!t || !c || !l || !t->is_vcpu)
 		return;
-	task_charge(p, t, now);
+	task_charge(t, p->scx.weight, now);
 	page = page_of(p, t);
-	rank = boost_judge(p, t, page, task_lead(p, t, l), now, &boost);
-	if (!rank && t->rank)
+	verdict = boost_judge(t, page, task_lead(p, t, l), now);
+	if (!VERDICT_RANK(verdict) && t->rank)
 		COUNT(ended_tick);
-	boost_set(t, page, c, rank, boost, anybody_waits(cpu, llc));
+	boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
 	/* dispatch() decides whether the boosted turn ends or becomes a fair one. */
-	if ((!rank && t->extra_turn) || guard_is_due(c, now))
+	if ((!VERDICT_RANK(verdict) && t->extra_turn) || guard_is_due(c, now))
 		scx_bpf_task_set_slice(p, 0);
 }
 
@@ -357,7 +359,7 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 
 	if (!t || !c)
 		return;
-	task_charge(p, t, scx_bpf_now());
+	task_charge(t, p->scx.weight, scx_bpf_now());
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;

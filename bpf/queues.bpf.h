@@ -29,7 +29,7 @@ static inline u64 waiting_per_cpu(u32 llc, struct pv_llc *l)
 	return n > 0 ? (u32)n / (l->cpus ?: 1) : 0;
 }
 
-static inline bool anybody_waits(s32 cpu, u32 llc)
+__noinline int anybody_waits(s32 cpu, u32 llc)
 {
 	return scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
 	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) > 0 ||
@@ -53,23 +53,25 @@ static inline void post(struct pv_cpu *c, s32 tid)
 }
 
 /* Moves one posted vCPU from its fair queue to the boost queue of @llc. */
-static inline void move_ahead(s32 tid, u32 llc, struct pv_llc *l, u64 now)
+__noinline int move_ahead(s32 tid, u32 llc)
 {
+	struct pv_llc *l = llc_of(llc);
 	struct bpf_iter_scx_dsq it;
+	u64 now = scx_bpf_now();
 	struct task_struct *p;
 	struct pv_task *t;
-	u32 rank, boost;
+	u32 rank;
 
 	p = bpf_task_from_pid(tid);
 	if (!p)
-		return;
+		return 0;
 	t = task_of(p);
-	if (!t)
+	if (!t || !l)
 		goto release;
 	WRITE_ONCE(t->posted, 0);
 	if (READ_ONCE(t->state) != PV_STATE_FAIR)
 		goto release;
-	rank = boost_judge(p, t, page_of(p, t), task_lead(p, t, l), now, &boost);
+	rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
 	if (!rank)
 		goto release;
 
@@ -85,10 +87,11 @@ static inline void move_ahead(s32 tid, u32 llc, struct pv_llc *l, u64 now)
 	bpf_iter_scx_dsq_destroy(&it);
 release:
 	bpf_task_release(p);
+	return 0;
 }
 
 /* The posts of this CPU; four at a time, the rest at its next dispatch. */
-static inline void take_posts(struct pv_cpu *c, u32 llc, struct pv_llc *l, u64 now)
+static inline void take_posts(struct pv_cpu *c, u32 llc)
 {
 	u32 i;
 
@@ -109,12 +112,12 @@ static inline void take_posts(struct pv_cpu *c, u32 llc, struct pv_llc *l, u64 n
 		if (!tid)
 			break;
 		c->post_head = head + 1;
-		move_ahead(tid, llc, l, now);
+		move_ahead(tid, llc);
 	}
 }
 
 /* The rank of the first in the boost queue of @llc. */
-static inline u32 first_rank(u32 llc)
+__noinline u32 first_rank(u32 llc)
 {
 	struct task_struct *p;
 

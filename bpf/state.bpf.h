@@ -93,19 +93,22 @@ static inline struct pv_llc *llc_of(u32 llc)
 	return bpf_map_lookup_elem(&llcs, &llc);
 }
 
-static inline struct pv_stats *stats_of_this_cpu(void)
+/*
+ * Functions that are not static are verified once and for themselves, not anew
+ * for each path that leads to a call. Without that the number of paths through
+ * dispatch() multiplies until loading takes seconds.
+ */
+__noinline int count_word(u32 word)
 {
 	u32 zero = 0;
+	u64 *words = bpf_map_lookup_elem(&stats, &zero);
 
-	return bpf_map_lookup_elem(&stats, &zero);
+	if (words && word < sizeof(struct pv_stats) / sizeof(u64))
+		words[word]++;
+	return 0;
 }
 
-#define COUNT(counter)                                        \
-	do {                                                  \
-		struct pv_stats *__s = stats_of_this_cpu();   \
-		if (__s)                                      \
-			__s->counter++;                       \
-	} while (0)
+#define COUNT(counter)	count_word(offsetof(struct pv_stats, counter) / sizeof(u64))
 
 /* Smallest i with value < 2^i, without a loop; value in microseconds. */
 static inline u32 bucket_of(u64 value)
@@ -134,13 +137,14 @@ static inline u32 bucket_of(u64 value)
 	return i < PV_HIST_BUCKETS ? i : PV_HIST_BUCKETS - 1;
 }
 
-static inline void count_stage(u32 stage, u64 since, u64 now)
+__noinline int count_stage(u32 stage, u64 since, u64 now)
 {
-	struct pv_stats *s = stats_of_this_cpu();
 	u32 bucket = bucket_of(now > since ? (now - since) / 1000 : 0);
 
-	if (s && stage < PV_STAGE_COUNT && bucket < PV_HIST_BUCKETS)
-		s->stage[stage][bucket]++;
+	if (stage < PV_STAGE_COUNT)
+		count_word(offsetof(struct pv_stats, stage) / sizeof(u64) +
+			   stage * PV_HIST_BUCKETS + bucket);
+	return 0;
 }
 
 #endif /* PVSCHED_STATE_BPF_H */

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use log::info;
+use libbpf_rs::PrintLevel;
+use log::{debug, info, warn};
 use scx_pvsched::scheduler::instance::Instance;
 use scx_pvsched::scheduler::options::Options;
 use scx_pvsched::scheduler::preflight::Host;
@@ -42,6 +43,15 @@ fn run(options: &Options) -> Result<()> {
         simplelog::TerminalMode::Stderr,
         simplelog::ColorChoice::Auto,
     )?;
+
+    // libbpf explains on its "warning" level why the kernel refused a program.
+    libbpf_rs::set_print(Some((
+        if options.verbose > 1 { PrintLevel::Debug } else { PrintLevel::Warn },
+        |level, text| match level {
+            PrintLevel::Warn => warn!("{}", text.trim_end()),
+            PrintLevel::Info | PrintLevel::Debug => debug!("{}", text.trim_end()),
+        },
+    )));
 
     let stop = Arc::new(AtomicBool::new(false));
     let on_signal = Arc::clone(&stop);

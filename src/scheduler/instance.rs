@@ -83,8 +83,7 @@ impl<'obj> Instance<'obj> {
         let handoff = Server::bind(&options.socket, Config::default())?;
 
         let open_opts = options.libbpf.clone().into_bpf_open_opts();
-        let mut builder = MainSkelBuilder::default();
-        builder.obj_builder.debug(options.verbose > 1);
+        let builder = MainSkelBuilder::default();
         let mut skel = scx_ops_open!(builder, object, pvsched_ops, open_opts)?;
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
         let tunables = skel.maps.rodata_data.as_mut().context("the program has no tunables")?;
