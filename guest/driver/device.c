@@ -657,19 +657,18 @@ void pvsched_publisher_release(const struct file *file)
 static int pvsched_check_config(struct virtio_device *vdev, u32 *max_vcpus)
 {
 	struct pvsched_config config;
+	u32 magic;
 
 	if (!vdev->config->get || !virtio_has_feature(vdev, VIRTIO_F_VERSION_1)) {
 		dev_info(&vdev->dev, "not a pvsched device: legacy, or no configuration\n");
 		return -ENODEV;
 	}
-	vdev->config->get(vdev, offsetof(struct pvsched_config, magic),
-			  &config.magic, sizeof(config.magic));
-	if (le32_to_cpu(config.magic) != PVSCHED_DEVICE_MAGIC) {
-		dev_info(&vdev->dev, "not a pvsched device: magic is %#x\n",
-			 le32_to_cpu(config.magic));
+	virtio_cread_le(vdev, struct pvsched_config, magic, &magic);
+	if (magic != PVSCHED_DEVICE_MAGIC) {
+		dev_info(&vdev->dev, "not a pvsched device: magic is %#x\n", magic);
 		return -ENODEV;
 	}
-	vdev->config->get(vdev, 0, &config, sizeof(config));
+	virtio_cread_bytes(vdev, 0, &config, sizeof(config));
 	if (le16_to_cpu(config.version) != PVSCHED_DEVICE_VERSION) {
 		dev_err(&vdev->dev, "device speaks version %u, this driver version %u\n",
 			le16_to_cpu(config.version), PVSCHED_DEVICE_VERSION);

@@ -52,7 +52,10 @@ mod tests {
     fn both_commands_are_understood() {
         let parse = |line: &[&str]| Args::try_parse_from(line).map(|args| args.command).ok();
         assert_eq!(parse(&["pvsched-guest", "run"]), Some(Command::Run));
-        assert_eq!(parse(&["pvsched-guest", "status"]), Some(Command::Status { json: false }));
+        assert_eq!(
+            parse(&["pvsched-guest", "status"]),
+            Some(Command::Status { json: false })
+        );
         assert_eq!(
             parse(&["pvsched-guest", "status", "--json"]),
             Some(Command::Status { json: true })

@@ -41,11 +41,21 @@ fn hardirq_ack(acked: u64, earlier: u64, entered: u64) -> u64 {
 }
 
 fn fair(policy: u32, nice: i32) -> pvsched_task {
-    pvsched_task { prio: 120 + nice, static_prio: 120 + nice, policy, ..Default::default() }
+    pvsched_task {
+        prio: 120 + nice,
+        static_prio: 120 + nice,
+        policy,
+        ..Default::default()
+    }
 }
 
 fn realtime(rt_prio: i32) -> pvsched_task {
-    pvsched_task { prio: 99 - rt_prio, static_prio: 120, policy: 1, ..Default::default() }
+    pvsched_task {
+        prio: 99 - rt_prio,
+        static_prio: 120,
+        policy: 1,
+        ..Default::default()
+    }
 }
 
 fn class(word: u64) -> u32 {
@@ -53,15 +63,20 @@ fn class(word: u64) -> u32 {
 }
 
 fn any_task() -> impl Strategy<Value = pvsched_task> {
-    (any::<i32>(), -1000i32..1000, any::<u32>(), any::<bool>(), any::<bool>()).prop_map(
-        |(prio, static_prio, policy, idle_cpu, stop)| pvsched_task {
+    (
+        any::<i32>(),
+        -1000i32..1000,
+        any::<u32>(),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(prio, static_prio, policy, idle_cpu, stop)| pvsched_task {
             prio,
             static_prio,
             policy,
             idle_cpu,
             stop,
-        },
-    )
+        })
 }
 
 proptest! {
@@ -152,11 +167,20 @@ fn classes_follow_the_kernels_policies() {
     assert_eq!(class(urgency(fair(5, 0))), abi::PVSCHED_CLASS_IDLE);
     assert_eq!(class(urgency(fair(7, 0))), abi::PVSCHED_CLASS_NORMAL);
     assert_eq!(class(urgency(realtime(50))), abi::PVSCHED_CLASS_RT);
-    let deadline = pvsched_task { prio: -1, ..fair(6, 0) };
+    let deadline = pvsched_task {
+        prio: -1,
+        ..fair(6, 0)
+    };
     assert_eq!(class(urgency(deadline)), abi::PVSCHED_CLASS_DEADLINE);
-    let stopper = pvsched_task { stop: true, ..realtime(99) };
+    let stopper = pvsched_task {
+        stop: true,
+        ..realtime(99)
+    };
     assert_eq!(class(urgency(stopper)), abi::PVSCHED_CLASS_DEADLINE);
-    let idle = pvsched_task { idle_cpu: true, ..fair(0, 0) };
+    let idle = pvsched_task {
+        idle_cpu: true,
+        ..fair(0, 0)
+    };
     assert_eq!(class(urgency(idle)), abi::PVSCHED_CLASS_IDLE_CPU);
 }
 

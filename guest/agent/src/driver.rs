@@ -59,7 +59,10 @@ impl Driver {
     }
 
     pub fn cpu(&self, cpu: u32) -> Result<pvsched_cpu_info> {
-        let mut info = pvsched_cpu_info { cpu, ..Default::default() };
+        let mut info = pvsched_cpu_info {
+            cpu,
+            ..Default::default()
+        };
         // SAFETY: the request's number is made from the type that the kernel reads and fills in.
         unsafe { ioctl::cpu(self.node.as_raw_fd(), &mut info) }
             .with_context(|| format!("{NODE} does not tell about CPU {cpu}"))?;

@@ -35,7 +35,9 @@ static PROTOCOLS: &[Protocol] = &[Protocol {
 
 /// None if this agent has no program for it.
 pub fn find(name: &str, version: u32) -> Option<&'static Protocol> {
-    PROTOCOLS.iter().find(|protocol| protocol.name == name && protocol.version == version)
+    PROTOCOLS
+        .iter()
+        .find(|protocol| protocol.name == name && protocol.version == version)
 }
 
 /// A program in the kernel. Dropping it takes it out again.
@@ -69,9 +71,16 @@ impl Protocol {
         let mut links = Vec::new();
         for program in object.progs_mut().filter(|program| program.autoload()) {
             let name = program.name().to_string_lossy().into_owned();
-            links.push(program.attach().with_context(|| format!("cannot attach {name}"))?);
+            links.push(
+                program
+                    .attach()
+                    .with_context(|| format!("cannot attach {name}"))?,
+            );
         }
-        Ok(Attached { _links: links, _object: object })
+        Ok(Attached {
+            _links: links,
+            _object: object,
+        })
     }
 }
 
@@ -83,7 +92,9 @@ fn choose_optional(open: &mut OpenObject) -> Result<()> {
         let Some(name) = section.trim_start_matches('?').strip_prefix(TRACEPOINT) else {
             continue;
         };
-        let exists = kernel.type_by_name::<Typedef>(&format!("btf_trace_{name}")).is_some();
+        let exists = kernel
+            .type_by_name::<Typedef>(&format!("btf_trace_{name}"))
+            .is_some();
         program.set_autoload(exists);
     }
     Ok(())

@@ -60,7 +60,9 @@ enum Found {
 
 fn look() -> Result<Found> {
     let Some(driver) = Driver::open(true)? else {
-        return Ok(Found::Nothing("the driver is not loaded (try: modprobe virtio_pvsched)"));
+        return Ok(Found::Nothing(
+            "the driver is not loaded (try: modprobe virtio_pvsched)",
+        ));
     };
     let info = driver.info()?;
     Ok(if info.flags & PVSCHED_INFO_NEGOTIATED != 0 {
@@ -86,7 +88,10 @@ pub fn missing(info: &pvsched_info) -> &'static str {
 fn publish(driver: &Driver, info: &pvsched_info, stop: &AtomicBool) -> Result<()> {
     let name = protocol_name(info);
     let Some(protocol) = program::find(&name, info.version) else {
-        bail!("driver and device speak {name} version {}, this agent does not: update it", info.version);
+        bail!(
+            "driver and device speak {name} version {}, this agent does not: update it",
+            info.version
+        );
     };
     // First the program, so that no page claims to be kept current before one runs.
     let attached = protocol.attach()?;

@@ -185,7 +185,11 @@ impl Vcpu {
 
 /// The negotiated protocol's name.
 pub fn protocol_name(info: &pvsched_info) -> String {
-    let end = info.protocol.iter().position(|&byte| byte == 0).unwrap_or(info.protocol.len());
+    let end = info
+        .protocol
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(info.protocol.len());
     String::from_utf8_lossy(&info.protocol[..end]).into_owned()
 }
 
@@ -196,9 +200,15 @@ fn answer(info: &pvsched_info) -> (Answer, &'static str) {
     } else if !has(PVSCHED_INFO_NEGOTIATED) || has(PVSCHED_INFO_BROKEN) {
         (Answer::Unusable, missing(info))
     } else if !has(PVSCHED_INFO_PUBLISHER) {
-        (Answer::NotPublishing, "nobody publishes (try: pvsched-guest run)")
+        (
+            Answer::NotPublishing,
+            "nobody publishes (try: pvsched-guest run)",
+        )
     } else if !has(PVSCHED_INFO_ATTACHED) {
-        (Answer::HostDetached, "the host has no scheduler that reads it (scx_pvsched runs there?)")
+        (
+            Answer::HostDetached,
+            "the host has no scheduler that reads it (scx_pvsched runs there?)",
+        )
     } else {
         (Answer::Publishing, "the host's scheduler has the pages")
     }
@@ -254,7 +264,9 @@ pub fn read() -> Result<Status> {
         return Ok(Status::no_driver());
     };
     let info = driver.info()?;
-    let cpus = (0..info.cpu_count).map(|cpu| driver.cpu(cpu)).collect::<Result<Vec<_>>>()?;
+    let cpus = (0..info.cpu_count)
+        .map(|cpu| driver.cpu(cpu))
+        .collect::<Result<Vec<_>>>()?;
     Ok(Status::decode(&info, &cpus))
 }
 
@@ -279,8 +291,18 @@ impl fmt::Display for Status {
             writeln!(
                 f,
                 "{:>4} {:>5} {:<10} {:<12} {:<12} {:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9}",
-                "CPU", "APIC", "page", "current", "pending", "irq/soft/nmi", "applied", "notify",
-                "ticket", "ack", "boosts", "throttles"
+                "CPU",
+                "APIC",
+                "page",
+                "current",
+                "pending",
+                "irq/soft/nmi",
+                "applied",
+                "notify",
+                "ticket",
+                "ack",
+                "boosts",
+                "throttles"
             )?;
         }
         for vcpu in &self.vcpus {
@@ -337,7 +359,11 @@ mod tests {
     }
 
     fn info(flags: u32) -> pvsched_info {
-        let mut info = pvsched_info { flags, version: 1, ..Default::default() };
+        let mut info = pvsched_info {
+            flags,
+            version: 1,
+            ..Default::default()
+        };
         info.protocol[..7].copy_from_slice(b"latency");
         info
     }
@@ -359,8 +385,16 @@ mod tests {
             words,
             Words {
                 publishing: true,
-                current: Urgency { class: "normal", rt_prio: None, nice: Some(0) },
-                pending: Urgency { class: "rt", rt_prio: Some(90), nice: None },
+                current: Urgency {
+                    class: "normal",
+                    rt_prio: None,
+                    nice: Some(0)
+                },
+                pending: Urgency {
+                    class: "rt",
+                    rt_prio: Some(90),
+                    nice: None
+                },
                 hardirq: 2,
                 softirq: 1,
                 nmi: 0,
@@ -391,19 +425,31 @@ mod tests {
             (published, Answer::HostDetached, 3),
             (ready | PVSCHED_INFO_ATTACHED, Answer::NotPublishing, 4),
             (PVSCHED_INFO_DEVICE, Answer::Unusable, 5),
-            (PVSCHED_INFO_DEVICE | PVSCHED_INFO_BROKEN, Answer::Unusable, 5),
+            (
+                PVSCHED_INFO_DEVICE | PVSCHED_INFO_BROKEN,
+                Answer::Unusable,
+                5,
+            ),
             (0, Answer::NoDevice, 6),
         ];
         for (flags, answer, code) in cases {
             let status = Status::decode(&info(flags), &[]);
-            assert_eq!((status.answer, status.exit_code()), (answer, code), "flags {flags:#x}");
+            assert_eq!(
+                (status.answer, status.exit_code()),
+                (answer, code),
+                "flags {flags:#x}"
+            );
         }
         assert_eq!(Status::no_driver().exit_code(), 7);
     }
 
     #[test]
     fn the_first_line_is_the_answer_and_each_vcpu_has_one_line() {
-        let cpu = |cpu, state| pvsched_cpu_info { cpu, state, ..Default::default() };
+        let cpu = |cpu, state| pvsched_cpu_info {
+            cpu,
+            state,
+            ..Default::default()
+        };
         let cpus = [
             cpu(0, PVSCHED_CPU_SET),
             cpu(1, PVSCHED_CPU_OFFLINE),
