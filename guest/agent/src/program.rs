@@ -102,6 +102,8 @@ fn choose_optional(open: &mut OpenObject) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::CStr;
+
     use super::*;
 
     #[test]
@@ -115,7 +117,8 @@ mod tests {
 
     #[test]
     fn the_program_table_uses_the_name_that_the_driver_negotiates() {
-        let negotiated = abi::PVSCHED_PROTOCOL_LATENCY.to_str().unwrap();
+        let text = CStr::from_bytes_with_nul(abi::PVSCHED_PROTOCOL_LATENCY).unwrap();
+        let negotiated = text.to_str().unwrap();
         assert!(find(negotiated, abi::PVSCHED_PROTOCOL_LATENCY_VERSION).is_some());
     }
 }

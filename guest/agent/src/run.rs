@@ -7,6 +7,7 @@
 //! A CPU's words are complete from its first task switch or interrupt on. A busy CPU has a timer
 //! interrupt within one tick, and an idle one has nothing to say until something comes.
 
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -26,6 +27,10 @@ use crate::uapi::{
 /// How often to look for a driver and a device.
 const LOOK: Duration = Duration::from_millis(500);
 
+const MODULE_USERS: &str = "/sys/module/virtio_pvsched/refcnt";
+const RELEASE_LOOKS: u32 = 100;
+const RELEASE_PAUSE: Duration = Duration::from_millis(50);
+
 pub fn run() -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let on_signal = Arc::clone(&stop);
@@ -40,6 +45,8 @@ pub fn run() -> Result<()> {
             Found::Device(driver, info) => {
                 said = None;
                 publish(&driver, &info, &stop)?;
+                drop(driver);
+                wait_for_release();
             }
             Found::Nothing(why) => {
                 if said != Some(why) {
@@ -111,4 +118,15 @@ fn publish(driver: &Driver, info: &pvsched_info, stop: &AtomicBool) -> Result<()
     }
     drop(attached);
     Ok(())
+}
+
+/// The kernel frees programs some time after they are let go, and only then does it let the driver
+/// go. Whoever stops the agent to unload the driver should not have to know, so wait a little.
+fn wait_for_release() {
+    for _ in 0..RELEASE_LOOKS {
+        match fs::read_to_string(MODULE_USERS) {
+            Ok(users) if users.trim() != "0" => thread::sleep(RELEASE_PAUSE),
+            _ => break,
+        }
+    }
 }
