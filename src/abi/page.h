@@ -28,7 +28,8 @@
 
 /*
  * Scheduling class of a guest task. The order is the order of urgency, so
- * that two urgency words compare as numbers.
+ * that two urgency words compare as numbers once the nice byte is shifted
+ * out: its numbers run the other way, and nice gives shares, no precedence.
  */
 enum pvsched_class {
 	PVSCHED_CLASS_NONE	= 0,	/* nothing said */

@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! `pvsched-guest status`: what the driver knows, as text or JSON. The first line of the text is
+//! the answer.
+
+use std::fmt;
+
+use anyhow::Result;
+use scx_pvsched::abi;
+use serde::Serialize;
+
+use crate::driver::Driver;
+use crate::run::missing;
+use crate::uapi::{
+    pvsched_cpu_info, pvsched_info, PVSCHED_CPU_ABSENT, PVSCHED_CPU_OFFLINE, PVSCHED_CPU_REFUSED,
+    PVSCHED_CPU_SET, PVSCHED_INFO_ATTACHED, PVSCHED_INFO_BROKEN, PVSCHED_INFO_DEVICE,
+    PVSCHED_INFO_NEGOTIATED, PVSCHED_INFO_PUBLISHER,
+};
+
+/// The answer. The names are those of the JSON output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    Publishing,
+    HostDetached,
+    NotPublishing,
+    Unusable,
+    NoDevice,
+    NoDriver,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Status {
+    pub answer: Answer,
+    /// What the answer means, and what to try.
+    pub explanation: String,
+    pub protocol: Option<String>,
+    pub version: Option<u32>,
+    pub publisher: bool,
+    pub host_attached: bool,
+    /// Events received from the device, and vCPU refusals among them.
+    pub events: u64,
+    pub refusals: u64,
+    /// Doorbell writes since the driver was loaded.
+    pub doorbells: u64,
+    pub vcpus: Vec<Vcpu>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Vcpu {
+    pub cpu: u32,
+    pub apic_id: u32,
+    #[serde(flatten)]
+    pub page: PageState,
+    pub words: Option<Words>,
+}
+
+/// Where a CPU's page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "page", content = "code", rename_all = "kebab-case")]
+pub enum PageState {
+    Offline,
+    /// Not with the device; what it said to that (`enum pvsched_status`).
+    Unset(u32),
+    Set,
+    /// With the device, but the scheduler refused the vCPU (`enum pvsched_handoff_error`).
+    Refused(u32),
+}
+
+/// A decoded page. The guest's words first.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Words {
+    pub publishing: bool,
+    pub current: Urgency,
+    pub pending: Urgency,
+    pub hardirq: u8,
+    pub softirq: u8,
+    pub nmi: u8,
+    pub ack: u64,
+    pub applied: &'static str,
+    pub notify: bool,
+    pub ticket: u64,
+    pub boosts: u64,
+    pub throttles: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Urgency {
+    pub class: &'static str,
+    /// For the class `rt`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rt_prio: Option<u8>,
+    /// For the classes `normal` and `batch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nice: Option<i16>,
+}
+
+fn byte(word: u64, shift: u32) -> u8 {
+    (word >> shift).to_le_bytes()[0]
+}
+
+impl From<u64> for Urgency {
+    fn from(word: u64) -> Self {
+        let class = u32::from(byte(word, abi::PVSCHED_URGENCY_CLASS_SHIFT));
+        let nice = || {
+            let offset = i16::try_from(abi::PVSCHED_NICE_OFFSET).unwrap_or_default();
+            i16::from(byte(word, abi::PVSCHED_URGENCY_NICE_SHIFT)) - offset
+        };
+        let fair = matches!(class, abi::PVSCHED_CLASS_NORMAL | abi::PVSCHED_CLASS_BATCH);
+        let rt = class == abi::PVSCHED_CLASS_RT;
+        Self {
+            class: match class {
+                abi::PVSCHED_CLASS_NONE => "none",
+                abi::PVSCHED_CLASS_IDLE_CPU => "idle-cpu",
+                abi::PVSCHED_CLASS_IDLE => "idle",
+                abi::PVSCHED_CLASS_BATCH => "batch",
+                abi::PVSCHED_CLASS_NORMAL => "normal",
+                abi::PVSCHED_CLASS_RT => "rt",
+                abi::PVSCHED_CLASS_DEADLINE => "deadline",
+                _ => "unknown",
+            },
+            rt_prio: rt.then(|| byte(word, abi::PVSCHED_URGENCY_PRIO_SHIFT)),
+            nice: fair.then(nice),
+        }
+    }
+}
+
+impl fmt::Display for Urgency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match (self.class, self.rt_prio, self.nice) {
+            ("none", ..) => "-".to_string(),
+            (class, Some(prio), _) => format!("{class} {prio}"),
+            (class, _, Some(nice)) => format!("{class} {nice:+}"),
+            (class, ..) => class.to_string(),
+        };
+        f.pad(&text)
+    }
+}
+
+impl From<&abi::pvsched_page> for Words {
+    fn from(page: &abi::pvsched_page) -> Self {
+        let applied = page.applied & u64::from(abi::PVSCHED_APPLIED_MASK);
+        Self {
+            publishing: page.guest_state & u64::from(abi::PVSCHED_GUEST_PUBLISHING) != 0,
+            current: page.current_task.into(),
+            pending: page.pending_task.into(),
+            hardirq: byte(page.context, abi::PVSCHED_CONTEXT_HARDIRQ_SHIFT),
+            softirq: byte(page.context, abi::PVSCHED_CONTEXT_SOFTIRQ_SHIFT),
+            nmi: byte(page.context, abi::PVSCHED_CONTEXT_NMI_SHIFT),
+            ack: page.ack,
+            applied: match u32::try_from(applied).unwrap_or(u32::MAX) {
+                abi::PVSCHED_APPLIED_NONE => "none",
+                abi::PVSCHED_APPLIED_BASELINE => "baseline",
+                abi::PVSCHED_APPLIED_BOOST_TASK => "boost-task",
+                abi::PVSCHED_APPLIED_BOOST_IRQ => "boost-irq",
+                abi::PVSCHED_APPLIED_THROTTLED => "throttled",
+                _ => "unknown",
+            },
+            notify: page.applied & u64::from(abi::PVSCHED_APPLIED_NOTIFY) != 0,
+            ticket: page.ticket,
+            boosts: page.boosts,
+            throttles: page.throttles,
+        }
+    }
+}
+
+impl Vcpu {
+    /// None for a CPU that this machine cannot have.
+    pub fn decode(info: &pvsched_cpu_info) -> Option<Self> {
+        let page = match info.state {
+            PVSCHED_CPU_ABSENT => return None,
+            PVSCHED_CPU_OFFLINE => PageState::Offline,
+            PVSCHED_CPU_SET => PageState::Set,
+            PVSCHED_CPU_REFUSED => PageState::Refused(info.error),
+            _ => PageState::Unset(info.error),
+        };
+        let with_host = matches!(page, PageState::Set | PageState::Refused(_));
+        Some(Self {
+            cpu: info.cpu,
+            apic_id: info.apic_id,
+            page,
+            words: with_host.then(|| Words::from(&info.page)),
+        })
+    }
+}
+
+/// The negotiated protocol's name.
+pub fn protocol_name(info: &pvsched_info) -> String {
+    let end = info
+        .protocol
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(info.protocol.len());
+    String::from_utf8_lossy(&info.protocol[..end]).into_owned()
+}
+
+fn answer(info: &pvsched_info) -> (Answer, &'static str) {
+    let has = |flag| info.flags & flag != 0;
+    if !has(PVSCHED_INFO_DEVICE) {
+        (Answer::NoDevice, missing(info))
+    } else if !has(PVSCHED_INFO_NEGOTIATED) || has(PVSCHED_INFO_BROKEN) {
+        (Answer::Unusable, missing(info))
+    } else if !has(PVSCHED_INFO_PUBLISHER) {
+        (
+            Answer::NotPublishing,
+            "nobody publishes (try: pvsched-guest run)",
+        )
+    } else if !has(PVSCHED_INFO_ATTACHED) {
+        (
+            Answer::HostDetached,
+            "the host has no scheduler that reads it (scx_pvsched runs there?)",
+        )
+    } else {
+        (Answer::Publishing, "the host's scheduler has the pages")
+    }
+}
+
+impl Status {
+    fn no_driver() -> Self {
+        Self {
+            answer: Answer::NoDriver,
+            explanation: "the driver is not loaded (try: modprobe virtio_pvsched)".into(),
+            protocol: None,
+            version: None,
+            publisher: false,
+            host_attached: false,
+            events: 0,
+            refusals: 0,
+            doorbells: 0,
+            vcpus: Vec::new(),
+        }
+    }
+
+    pub fn decode(info: &pvsched_info, cpus: &[pvsched_cpu_info]) -> Self {
+        let (answer, explanation) = answer(info);
+        let negotiated = info.flags & PVSCHED_INFO_NEGOTIATED != 0;
+        Self {
+            answer,
+            explanation: explanation.into(),
+            protocol: negotiated.then(|| protocol_name(info)),
+            version: negotiated.then_some(info.version),
+            publisher: info.flags & PVSCHED_INFO_PUBLISHER != 0,
+            host_attached: info.flags & PVSCHED_INFO_ATTACHED != 0,
+            events: info.events,
+            refusals: info.refusals,
+            doorbells: info.doorbells,
+            vcpus: cpus.iter().filter_map(Vcpu::decode).collect(),
+        }
+    }
+
+    pub fn exit_code(&self) -> u8 {
+        match self.answer {
+            Answer::Publishing => 0,
+            Answer::HostDetached => 3,
+            Answer::NotPublishing => 4,
+            Answer::Unusable => 5,
+            Answer::NoDevice => 6,
+            Answer::NoDriver => 7,
+        }
+    }
+}
+
+pub fn read() -> Result<Status> {
+    let Some(driver) = Driver::open(false)? else {
+        return Ok(Status::no_driver());
+    };
+    let info = driver.info()?;
+    let cpus = (0..info.cpu_count)
+        .map(|cpu| driver.cpu(cpu))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Status::decode(&info, &cpus))
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let answer = match self.answer {
+            Answer::Publishing => "publishing",
+            Answer::HostDetached => "publishing to nobody",
+            Answer::NotPublishing => "not publishing",
+            Answer::Unusable | Answer::NoDevice => "no usable device",
+            Answer::NoDriver => "no driver",
+        };
+        writeln!(f, "{answer}: {}", self.explanation)?;
+        if let (Some(name), Some(version)) = (&self.protocol, self.version) {
+            writeln!(
+                f,
+                "protocol {name} version {version}; {} events, {} refusals, {} doorbell writes",
+                self.events, self.refusals, self.doorbells
+            )?;
+        }
+        if !self.vcpus.is_empty() {
+            writeln!(
+                f,
+                "{:>4} {:>5} {:<10} {:<12} {:<12} {:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9}",
+                "CPU",
+                "APIC",
+                "page",
+                "current",
+                "pending",
+                "irq/soft/nmi",
+                "applied",
+                "notify",
+                "ticket",
+                "ack",
+                "boosts",
+                "throttles"
+            )?;
+        }
+        for vcpu in &self.vcpus {
+            writeln!(f, "{vcpu}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let page = match self.page {
+            PageState::Offline => "offline".to_string(),
+            PageState::Unset(0) => "unset".to_string(),
+            PageState::Unset(code) => format!("unset:{code}"),
+            PageState::Set => "set".to_string(),
+            PageState::Refused(code) => format!("refused:{code}"),
+        };
+        write!(f, "{:>4} {:>5} {page:<10}", self.cpu, self.apic_id)?;
+        let Some(words) = &self.words else {
+            return Ok(());
+        };
+        let context = format!("{}/{}/{}", words.hardirq, words.softirq, words.nmi);
+        write!(
+            f,
+            " {:<12} {:<12} {context:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9}",
+            words.current,
+            words.pending,
+            words.applied,
+            if words.notify { "yes" } else { "no" },
+            words.ticket,
+            words.ack,
+            words.boosts,
+            words.throttles
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::uapi::PVSCHED_CPU_UNSET;
+
+    /// A page as it lies in memory.
+    fn page_from(bytes: [u8; 192]) -> abi::pvsched_page {
+        // SAFETY: the page is plain integers without padding, and 192 bytes long.
+        unsafe { std::mem::transmute(bytes) }
+    }
+
+    fn with_word(bytes: &mut [u8; 192], offset: usize, word: u64) {
+        bytes[offset..offset + 8].copy_from_slice(&word.to_le_bytes());
+    }
+
+    fn info(flags: u32) -> pvsched_info {
+        let mut info = pvsched_info {
+            flags,
+            version: 1,
+            ..Default::default()
+        };
+        info.protocol[..7].copy_from_slice(b"latency");
+        info
+    }
+
+    #[test]
+    fn a_page_is_decoded_from_its_bytes() {
+        let mut bytes = [0; 192];
+        with_word(&mut bytes, 8, 1);
+        with_word(&mut bytes, 64, 0x04_00_14);
+        with_word(&mut bytes, 72, 0x05_5a_14);
+        with_word(&mut bytes, 80, 0x00_01_02);
+        with_word(&mut bytes, 88, 41);
+        with_word(&mut bytes, 128, 0x103);
+        with_word(&mut bytes, 136, 42);
+        with_word(&mut bytes, 144, 7);
+        with_word(&mut bytes, 152, 8);
+        let words = Words::from(&page_from(bytes));
+        assert_eq!(
+            words,
+            Words {
+                publishing: true,
+                current: Urgency {
+                    class: "normal",
+                    rt_prio: None,
+                    nice: Some(0)
+                },
+                pending: Urgency {
+                    class: "rt",
+                    rt_prio: Some(90),
+                    nice: None
+                },
+                hardirq: 2,
+                softirq: 1,
+                nmi: 0,
+                ack: 41,
+                applied: "boost-irq",
+                notify: true,
+                ticket: 42,
+                boosts: 7,
+                throttles: 8,
+            }
+        );
+    }
+
+    #[test]
+    fn a_page_of_zeros_says_nothing() {
+        let words = Words::from(&page_from([0; 192]));
+        assert_eq!(words.current.to_string(), "-");
+        assert_eq!(words.applied, "none");
+        assert!(!words.publishing && !words.notify);
+    }
+
+    #[test]
+    fn each_answer_has_an_exit_code_of_its_own() {
+        let ready = PVSCHED_INFO_DEVICE | PVSCHED_INFO_NEGOTIATED;
+        let published = ready | PVSCHED_INFO_PUBLISHER;
+        let cases = [
+            (published | PVSCHED_INFO_ATTACHED, Answer::Publishing, 0),
+            (published, Answer::HostDetached, 3),
+            (ready | PVSCHED_INFO_ATTACHED, Answer::NotPublishing, 4),
+            (PVSCHED_INFO_DEVICE, Answer::Unusable, 5),
+            (
+                PVSCHED_INFO_DEVICE | PVSCHED_INFO_BROKEN,
+                Answer::Unusable,
+                5,
+            ),
+            (0, Answer::NoDevice, 6),
+        ];
+        for (flags, answer, code) in cases {
+            let status = Status::decode(&info(flags), &[]);
+            assert_eq!(
+                (status.answer, status.exit_code()),
+                (answer, code),
+                "flags {flags:#x}"
+            );
+        }
+        assert_eq!(Status::no_driver().exit_code(), 7);
+    }
+
+    #[test]
+    fn the_first_line_is_the_answer_and_each_vcpu_has_one_line() {
+        let cpu = |cpu, state| pvsched_cpu_info {
+            cpu,
+            state,
+            ..Default::default()
+        };
+        let cpus = [
+            cpu(0, PVSCHED_CPU_SET),
+            cpu(1, PVSCHED_CPU_OFFLINE),
+            cpu(2, PVSCHED_CPU_UNSET),
+            cpu(3, PVSCHED_CPU_ABSENT),
+        ];
+        let text = Status::decode(
+            &info(PVSCHED_INFO_DEVICE | PVSCHED_INFO_NEGOTIATED | PVSCHED_INFO_PUBLISHER),
+            &cpus,
+        )
+        .to_string();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("publishing to nobody: "));
+        assert_eq!(lines.len(), 3 + 3);
+    }
+
+    #[test]
+    fn json_names_what_scripts_look_for() {
+        let cpus = [pvsched_cpu_info {
+            state: PVSCHED_CPU_REFUSED,
+            error: 15,
+            apic_id: 2,
+            ..Default::default()
+        }];
+        let status = Status::decode(&info(PVSCHED_INFO_DEVICE | PVSCHED_INFO_NEGOTIATED), &cpus);
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["answer"], "not-publishing");
+        assert_eq!(json["protocol"], "latency");
+        assert_eq!(json["vcpus"][0]["page"], "refused");
+        assert_eq!(json["vcpus"][0]["code"], 15);
+        assert_eq!(json["vcpus"][0]["words"]["current"]["class"], "none");
+    }
+
+    proptest! {
+        #[test]
+        fn no_page_makes_the_decoder_fail(bytes in prop::collection::vec(any::<u8>(), 192)) {
+            let words = Words::from(&page_from(bytes.try_into().unwrap()));
+            let text = format!("{words:?} {} {}", words.current, words.pending);
+            prop_assert!(!text.is_empty());
+        }
+    }
+}

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The guest's half of the protocol "latency", version 1: keeps the words of
+ * each CPU's shared page current from the scheduler's and the interrupts'
+ * tracepoints.
+ *
+ *  - what runs: current_task, when tasks are switched, and again when an
+ *    interrupt comes, for a task that changed its priority while it ran
+ *  - what waits and is more urgent: pending_task, from wake-ups and inherited
+ *    priorities until tasks are switched
+ *  - what the CPU is in: context, counts of nested hardirqs and softirqs.
+ *    Nothing tells entry and exit of an NMI, so its count stays zero.
+ *  - which interrupts have been taken: ack (see ticket.h)
+ *  - when the host asked for it: one notification as urgency drops
+ *
+ * Who may write which word: current_task and pending_task are written with the
+ * run queue of their CPU locked, or (current_task) by the CPU itself in an
+ * interrupt, where it holds no run queue lock; the others by their CPU alone.
+ * No program loops, locks or leaves the guest but for a notification.
+ *
+ * A softirq that a hardirq raised is part of that interrupt: it is what hands
+ * a network packet to its reader. So the echo waits for the softirqs. They run
+ * as soon as the hardirq ends, or bottom halves are enabled again. If they are
+ * left to ksoftirqd instead, the next task switch gives the echo: from there
+ * on they are a task's work, published as that task's urgency.
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "page.h"
+#include "ticket.h"
+#include "urgency.h"
+
+/* From include/linux/sched.h: the task stands for an idle CPU. */
+#define PF_IDLE		0x00000002
+
+#define HARDIRQ_ONE	(1ULL << PVSCHED_CONTEXT_HARDIRQ_SHIFT)
+#define HARDIRQ_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_HARDIRQ_SHIFT)
+#define SOFTIRQ_ONE	(1ULL << PVSCHED_CONTEXT_SOFTIRQ_SHIFT)
+#define SOFTIRQ_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_SOFTIRQ_SHIFT)
+
+/* Of the driver. */
+extern __u8 *pvsched_page(int cpu, const size_t rdwr_buf_size) __ksym;
+extern void pvsched_notify_host(void) __ksym;
+/* Not in kernels without CONFIG_KALLSYMS_ALL; the stopper counts as RT 99 there. */
+extern const void stop_sched_class __ksym __weak;
+
+/* What a CPU remembers of its interrupts. */
+struct cpu_state {
+	__u64 earlier;	/* the ticket at the entry of the hardirq before the last */
+	__u64 entered;	/* the ticket at the entry of the last hardirq */
+	__u64 read;	/* the ticket as it was last read, there or at a task switch */
+	__u64 softirqs;	/* bit per softirq that was raised and has not begun */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cpu_state);
+} cpu_states SEC(".maps");
+
+static __always_inline struct cpu_state *this_state(void)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(&cpu_states, &key);
+}
+
+static __always_inline struct pvsched_page *page_of(int cpu)
+{
+	return (struct pvsched_page *)pvsched_page(cpu, sizeof(struct pvsched_page));
+}
+
+static __always_inline struct pvsched_page *this_page(void)
+{
+	return page_of(bpf_get_smp_processor_id());
+}
+
+static __always_inline __u64 task_urgency(const struct task_struct *p, int prio)
+{
+	struct pvsched_task task = {
+		.prio = prio,
+		.static_prio = p->static_prio,
+		.policy = p->policy,
+		.idle_cpu = p->flags & PF_IDLE,
+		.stop = &stop_sched_class && (const void *)p->sched_class == &stop_sched_class,
+	};
+
+	return pvsched_urgency(&task);
+}
+
+/*
+ * The host asks for a notification and then looks at the words; the guest
+ * writes a word and then looks whether it was asked. For one of them to see
+ * the other, the word that drops urgency is written with a full barrier.
+ */
+static __always_inline void write_and_fence(__u64 *word, __u64 value)
+{
+	__sync_lock_test_and_set(word, value);
+}
+
+static __always_inline void notify(const struct pvsched_page *page)
+{
+	if (READ_ONCE(page->applied) & PVSCHED_APPLIED_NOTIFY)
+		pvsched_notify_host();
+}
+
+/* Whether the words say that something urgent runs or waits. */
+static __always_inline bool says_urgent(const struct pvsched_page *page)
+{
+	return pvsched_urgent(READ_ONCE(page->current_task)) ||
+	       pvsched_urgent(READ_ONCE(page->pending_task));
+}
+
+/*
+ * The urgency of the task that runs from now on, when nothing waits any more.
+ * Returns whether the last urgent task has gone. The order of the stores keeps
+ * a task that waited and now runs visible all the time.
+ */
+static __always_inline bool say_switch(struct pvsched_page *page, __u64 urgency)
+{
+	if (says_urgent(page) && !pvsched_urgent(urgency)) {
+		WRITE_ONCE(page->pending_task, 0);
+		write_and_fence(&page->current_task, urgency);
+		return true;
+	}
+	if (READ_ONCE(page->current_task) != urgency)
+		WRITE_ONCE(page->current_task, urgency);
+	if (READ_ONCE(page->pending_task))
+		WRITE_ONCE(page->pending_task, 0);
+	return false;
+}
+
+/* The same task still runs, perhaps with another urgency. Returns the same. */
+static __always_inline bool say_current(struct pvsched_page *page, __u64 urgency)
+{
+	__u64 before = READ_ONCE(page->current_task);
+
+	if (before == urgency)
+		return false;
+	if (pvsched_urgent(before) && !pvsched_urgent(urgency)) {
+		write_and_fence(&page->current_task, urgency);
+		return !says_urgent(page);
+	}
+	WRITE_ONCE(page->current_task, urgency);
+	return false;
+}
+
+static __always_inline void say_pending(struct pvsched_page *page, __u64 urgency)
+{
+	if (pvsched_more_urgent(urgency, READ_ONCE(page->current_task)) &&
+	    pvsched_more_urgent(urgency, READ_ONCE(page->pending_task)))
+		WRITE_ONCE(page->pending_task, urgency);
+}
+
+/*
+ * Echoes a ticket. Returns whether the host has reason to look: all of its
+ * interrupts were taken and nothing urgent came of them.
+ */
+static __always_inline bool say_ack(struct pvsched_page *page, __u64 ticket)
+{
+	if (READ_ONCE(page->ack) == ticket)
+		return false;
+	write_and_fence(&page->ack, ticket);
+	return READ_ONCE(page->ticket) == ticket && !says_urgent(page);
+}
+
+/*
+ * Tasks are switched with interrupts off, and interrupts were on since the
+ * last switch and since the last interrupt. So what was read until now can be
+ * echoed, also for interrupts that no tracepoint shows; what is read now
+ * cannot yet. And the CPU is in no interrupt: counts that went wrong when the
+ * programs were attached in the middle of one are put right.
+ */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+	bool tell;
+
+	if (!page || !state)
+		return 0;
+	if (READ_ONCE(page->context))
+		WRITE_ONCE(page->context, 0);
+	tell = say_switch(page, task_urgency(next, next->prio));
+	tell |= say_ack(page, state->read);
+	state->read = READ_ONCE(page->ticket);
+	if (tell)
+		notify(page);
+	return 0;
+}
+
+static __always_inline int woken(struct task_struct *p)
+{
+	struct pvsched_page *page = page_of(p->thread_info.cpu);
+
+	if (page)
+		say_pending(page, task_urgency(p, p->prio));
+	return 0;
+}
+
+SEC("tp_btf/sched_wakeup")
+int BPF_PROG(on_wakeup, struct task_struct *p)
+{
+	return woken(p);
+}
+
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(on_wakeup_new, struct task_struct *p)
+{
+	return woken(p);
+}
+
+/*
+ * A task inherits the priority of pi_task, or returns to its own. This comes
+ * before p->prio changes, with p's run queue locked.
+ */
+SEC("?tp_btf/sched_pi_setprio")
+int BPF_PROG(on_pi_setprio, struct task_struct *p, struct task_struct *pi_task)
+{
+	int prio = p->normal_prio;
+	struct pvsched_page *page;
+	__u64 urgency;
+
+	if (pi_task && pi_task->prio < prio)
+		prio = pi_task->prio;
+	page = page_of(p->thread_info.cpu);
+	if (!page)
+		return 0;
+	urgency = task_urgency(p, prio);
+	if (p->on_cpu) {
+		if (say_current(page, urgency))
+			notify(page);
+	} else if (p->on_rq) {
+		say_pending(page, urgency);
+	}
+	return 0;
+}
+
+static __always_inline int hardirq_entry(void)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+	struct task_struct *current;
+	__u64 context;
+
+	if (!page || !state)
+		return 0;
+	context = READ_ONCE(page->context);
+	WRITE_ONCE(page->context, context + HARDIRQ_ONE);
+	if (context & HARDIRQ_MASK)
+		return 0;
+	state->earlier = state->entered;
+	state->entered = READ_ONCE(page->ticket);
+	state->read = state->entered;
+
+	/* Also the first word of a CPU that has not switched tasks since the programs came. */
+	current = bpf_get_current_task_btf();
+	if (say_current(page, task_urgency(current, current->prio)))
+		notify(page);
+	return 0;
+}
+
+static __always_inline int hardirq_exit(void)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+	__u64 context, ticket;
+
+	if (!page || !state)
+		return 0;
+	context = READ_ONCE(page->context);
+	if (!(context & HARDIRQ_MASK))
+		return 0;
+	context -= HARDIRQ_ONE;
+	WRITE_ONCE(page->context, context);
+	if (context & HARDIRQ_MASK || state->softirqs)
+		return 0;
+	ticket = pvsched_hardirq_ack(READ_ONCE(page->ack), state->earlier, state->entered);
+	if (say_ack(page, ticket))
+		notify(page);
+	return 0;
+}
+
+SEC("tp_btf/softirq_raise")
+int BPF_PROG(on_softirq_raise, unsigned int vec)
+{
+	struct cpu_state *state = this_state();
+
+	if (state)
+		state->softirqs |= 1ULL << (vec & 63);
+	return 0;
+}
+
+/*
+ * An interrupt may come between the load and the store of context or of the
+ * softirqs, but it leaves them as it found them, or adds a softirq that this
+ * one could then lose: so the bit is cleared atomically.
+ */
+SEC("tp_btf/softirq_entry")
+int BPF_PROG(on_softirq_entry, unsigned int vec)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+
+	if (state)
+		__sync_fetch_and_and(&state->softirqs, ~(1ULL << (vec & 63)));
+	if (page)
+		WRITE_ONCE(page->context, READ_ONCE(page->context) + SOFTIRQ_ONE);
+	return 0;
+}
+
+SEC("tp_btf/softirq_exit")
+int BPF_PROG(on_softirq_exit, unsigned int vec)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+	__u64 context;
+
+	if (!page || !state)
+		return 0;
+	context = READ_ONCE(page->context);
+	if (!(context & SOFTIRQ_MASK))
+		return 0;
+	WRITE_ONCE(page->context, context - SOFTIRQ_ONE);
+	if (state->softirqs)
+		return 0;
+	if (say_ack(page, state->read))
+		notify(page);
+	return 0;
+}
+
+/*
+ * Device interrupts go through irq_handler_*, the local APIC's own vectors have
+ * a tracepoint pair each. A vector without one (KVM's asynchronous page fault)
+ * is echoed at the next interrupt or task switch. Where two devices share a
+ * line, the handlers are shown one after the other and the first one's end is
+ * taken for the interrupt's; message-signalled interrupts are not shared.
+ */
+#define HARDIRQ(name)                                                                            \
+	SEC("?tp_btf/" #name "_entry") int name##_entry(void *ctx) { return hardirq_entry(); }   \
+	SEC("?tp_btf/" #name "_exit") int name##_exit(void *ctx) { return hardirq_exit(); }
+
+HARDIRQ(irq_handler)
+HARDIRQ(local_timer)
+HARDIRQ(reschedule)
+HARDIRQ(call_function)
+HARDIRQ(call_function_single)
+HARDIRQ(irq_work)
+HARDIRQ(x86_platform_ipi)
+HARDIRQ(error_apic)
+HARDIRQ(spurious_apic)
+HARDIRQ(threshold_apic)
+HARDIRQ(deferred_error_apic)
+HARDIRQ(thermal_apic)
+
+char _license[] SEC("license") = "GPL";
