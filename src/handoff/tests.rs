@@ -23,7 +23,7 @@ use super::socket::{receive, send};
 use super::wire::{Answer, FromScheduler, Notice, Request, PAGE_SIZE};
 use super::{thread, ErrorCode, Protocol, ProtocolName, Region, VmName};
 
-const RAM: u64 = 64 * PAGE_SIZE;
+pub(crate) const RAM: u64 = 64 * PAGE_SIZE;
 const HIGH: u64 = 1 << 32;
 const NOBODY: u32 = 65534;
 
@@ -94,22 +94,26 @@ impl Registry for Shared {
 }
 
 /// A running server.
-struct Host {
+pub(crate) struct Host {
     fake: Shared,
-    path: PathBuf,
+    pub path: PathBuf,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    _directory: tempfile::TempDir,
+    directory: Option<tempfile::TempDir>,
 }
 
 impl Host {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::with(Limits::default())
     }
 
     fn with(limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        Self::at(limits, directory)
+    }
+
+    fn at(limits: Limits, directory: tempfile::TempDir) -> Self {
         let path = directory.path().join("run/handoff.sock");
         let (fake, stop) = (Shared::default(), Arc::new(AtomicBool::new(false)));
         let mut server = Server::bind(&path, config(limits)).unwrap();
@@ -127,11 +131,28 @@ impl Host {
             path,
             stop,
             thread: Some(thread),
-            _directory: directory,
+            directory: Some(directory),
         }
     }
 
-    fn stop(&mut self) {
+    /// Stops, and starts another at the same place after what happens `meanwhile`.
+    pub fn restart(mut self, meanwhile: impl FnOnce()) -> Self {
+        self.stop();
+        meanwhile();
+        Self::at(Limits::default(), self.directory.take().unwrap())
+    }
+
+    /// Whether KVM takes the thread for a vCPU from now on.
+    pub fn set_vcpu(&self, tid: u32, is_one: bool) {
+        let mut fake = self.fake.0.lock().unwrap();
+        if is_one {
+            fake.not_vcpus.remove(&tid);
+        } else {
+            fake.not_vcpus.insert(tid);
+        }
+    }
+
+    pub fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -158,12 +179,12 @@ impl Host {
         Peer(socket)
     }
 
-    fn state(&self) -> (BTreeSet<VmId>, BTreeMap<(VmId, u32), (u32, u64)>) {
+    pub fn state(&self) -> (BTreeSet<VmId>, BTreeMap<(VmId, u32), (u32, u64)>) {
         let fake = self.fake.0.lock().unwrap();
         (fake.vms.clone(), fake.attached.clone())
     }
 
-    fn attached(&self) -> usize {
+    pub fn attached(&self) -> usize {
         self.state().1.len()
     }
 
@@ -234,14 +255,14 @@ impl Peer {
 }
 
 /// A thread that only exists, until dropped.
-struct Vcpu {
-    tid: u32,
+pub(crate) struct Vcpu {
+    pub tid: u32,
     leave: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Vcpu {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::of_user(0)
     }
 
@@ -261,7 +282,7 @@ impl Vcpu {
         }
     }
 
-    fn pidfd(&self) -> OwnedFd {
+    pub fn pidfd(&self) -> OwnedFd {
         thread::open(self.tid).unwrap()
     }
 }
@@ -307,7 +328,7 @@ fn memfd(size: u64) -> File {
     file
 }
 
-fn memory() -> File {
+pub(crate) fn memory() -> File {
     let file = memfd(2 * RAM);
     for page in 0..RAM / PAGE_SIZE {
         file.write_all_at(&page.to_le_bytes(), page * PAGE_SIZE)
@@ -325,7 +346,7 @@ fn guest(file: BorrowedFd) -> [(Region, BorrowedFd); 2] {
 }
 
 #[track_caller]
-fn eventually(what: impl Fn() -> bool) {
+pub(crate) fn eventually(what: impl Fn() -> bool) {
     let since = Instant::now();
     while !what() {
         assert!(
@@ -372,6 +393,16 @@ fn a_vm_hands_over_its_vcpus_and_takes_them_back() {
     vm.attach_vcpu(0, 5 * PAGE_SIZE, a.pidfd().as_fd()).unwrap();
     drop(vm);
     eventually(|| host.state().0.is_empty() && host.attached() == 0);
+}
+
+#[test]
+fn a_vm_that_has_left_is_gone_from_the_scheduler() {
+    let host = Host::start();
+    let mut vm = host.vm();
+    let vcpu = Vcpu::start();
+    vm.attach_vcpu(0, 0, vcpu.pidfd().as_fd()).unwrap();
+    vm.leave().unwrap();
+    assert_eq!(host.state(), Default::default());
 }
 
 #[test]
@@ -672,11 +703,11 @@ fn a_thread_that_is_no_vcpu_is_refused_until_it_is_one() {
     let host = Host::start();
     let mut vm = host.vm();
     let vcpu = Vcpu::start();
-    host.fake.0.lock().unwrap().not_vcpus.insert(vcpu.tid);
+    host.set_vcpu(vcpu.tid, false);
     host.refuses(ErrorCode::NotAVcpu, || {
         vm.attach_vcpu(0, 0, vcpu.pidfd().as_fd())
     });
-    host.fake.0.lock().unwrap().not_vcpus.clear();
+    host.set_vcpu(vcpu.tid, true);
     vm.attach_vcpu(0, 0, vcpu.pidfd().as_fd()).unwrap();
 }
 
