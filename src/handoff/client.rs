@@ -30,7 +30,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::socket::{connect, socket, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{
+    connect, shutdown, socket, AddressFamily, Shutdown, SockFlag, SockType, UnixAddr,
+};
 use thiserror::Error;
 
 use super::bytes::narrow;
@@ -41,7 +43,7 @@ use super::wire::{
 };
 
 /// How long an answer may take. The scheduler answers at once, or is in trouble.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a request failed.
 #[derive(Debug, Error)]
@@ -154,6 +156,22 @@ impl Client {
     /// Detaches a vCPU. When this returns, the scheduler does not touch the page again.
     pub fn detach_vcpu(&mut self, apic_id: u32) -> Result<(), ClientError> {
         self.done(&Request::VcpuDetach { apic_id }, &[])
+    }
+
+    /// Takes the VM away and waits until the scheduler has let go of all its pages. Dropping the
+    /// client does the same without the wait.
+    pub fn leave(mut self) -> Result<(), ClientError> {
+        shutdown(self.socket.as_raw_fd(), Shutdown::Write).map_err(io::Error::from)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.read() {
+                // The scheduler closes a connection after it has given back what came with it.
+                Err(ClientError::Closed) => return Ok(()),
+                Ok(Some(_)) => {}
+                Ok(None) => self.wait(deadline)?,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// What the scheduler has said unasked; does not wait. [`ClientError::Closed`] once it has

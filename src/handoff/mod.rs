@@ -14,7 +14,7 @@ mod memory;
 pub mod server;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod thread;
 pub mod wire;
 
