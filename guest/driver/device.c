@@ -263,8 +263,8 @@ static int pvsched_negotiate(struct pvsched *pv)
 	       sizeof(PVSCHED_PROTOCOL_LATENCY) - 1);
 	req->protocols[0].min_version = cpu_to_le16(PVSCHED_PROTOCOL_LATENCY_VERSION);
 	req->protocols[0].max_version = cpu_to_le16(PVSCHED_PROTOCOL_LATENCY_VERSION);
-	status = pvsched_request(pv, PVSCHED_REQ_NEGOTIATE, struct_size(req, protocols, 0) +
-				 sizeof(req->protocols[0]));
+	status = pvsched_request(pv, PVSCHED_REQ_NEGOTIATE,
+				 offsetof(struct pvsched_req_negotiate, protocols[1]));
 	if (status < 0)
 		return status;
 	pv->error = status;

@@ -52,7 +52,7 @@ enum pvsched_cpu_state {
 struct pvsched_cpu_info {
 	__u32 cpu;		/* in: which one; the rest is out */
 	__u32 state;		/* enum pvsched_cpu_state */
-	__u32 apic_id;		/* valid from PVSCHED_CPU_UNSET on */
+	__u32 apic_id;		/* of PVSCHED_CPU_SET and PVSCHED_CPU_REFUSED */
 	__u32 error;
 	struct pvsched_page page; /* word by word, no snapshot of one instant */
 };
