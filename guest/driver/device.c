@@ -159,7 +159,8 @@ static void pvsched_publish_start(struct pvsched *pv, const struct file *publish
 
 /*
  * Programs of a publisher that was killed may still be running. They find no
- * page after the grace period, so the words stay cleared.
+ * page after the grace period, so the words stay cleared then. Where a CPU is
+ * kept from its scheduler that takes long, so they are cleared before, too.
  */
 static void pvsched_publish_stop(struct pvsched *pv)
 {
@@ -169,8 +170,10 @@ static void pvsched_publish_stop(struct pvsched *pv)
 	if (!pv->publisher)
 		return;
 	pv->publisher = NULL;
-	for_each_possible_cpu(cpu)
+	for_each_possible_cpu(cpu) {
 		pvsched_retract_cpu(pv, cpu);
+		pvsched_page_silence(pv->cpus[cpu].page);
+	}
 	synchronize_rcu();
 	for_each_possible_cpu(cpu)
 		pvsched_page_silence(pv->cpus[cpu].page);

@@ -69,7 +69,7 @@ enum pvsched_ioc_nr {
 #define PVSCHED_IOC_CPU		_IOWR(PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_CPU, struct pvsched_cpu_info)
 /*
  * Makes the descriptor, which must be open for writing, the publisher until
- * its last close or until the device goes: BPF programs get the pages, and
+ * this process closes it (or a duplicate) or until the device goes: BPF programs get the pages, and
  * the host is told that they are kept current. EBUSY: there is another
  * publisher. ENODEV: no device, or nothing negotiated.
  */
