@@ -23,3 +23,4 @@ pub mod protocol;
 mod qemu;
 pub mod root;
 pub mod topology;
+mod vmlinux;
