@@ -16,6 +16,7 @@ pub mod host_vm;
 mod initrd;
 pub mod kernels;
 mod mirror;
+pub mod module;
 pub mod paths;
 pub mod prepare;
 mod process;

@@ -9,7 +9,6 @@ use anyhow::{ensure, Result};
 use clap::{Args, Parser, Subcommand};
 
 use pvsched_lab::accel::Accel;
-use pvsched_lab::agent;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
 use pvsched_lab::checkout::Checkout;
@@ -18,6 +17,7 @@ use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
 use pvsched_lab::kernels::Kernel;
 use pvsched_lab::prepare::{prepare, sweep};
 use pvsched_lab::topology::Topology;
+use pvsched_lab::{agent, module};
 
 /// The lab itself failed; the command's own statuses pass through.
 const LAB_FAILED: u8 = 125;
@@ -56,6 +56,8 @@ enum Action {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Build the guest driver for the kernels that have headers
+    Module,
     /// Inside the host VM: boot a guest and run a command in it
     Guest(GuestArgs),
     /// Inside a VM: serve the lab's port
@@ -144,6 +146,13 @@ fn act(action: Action) -> Result<u8> {
             let _lock = prepare(&cache, false)?;
             let options = options(host, &checkout)?;
             Setup::new(&cache, &checkout, &options)?.shell()?;
+        }
+        Action::Module => {
+            let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+            let _lock = prepare(&cache, false)?;
+            for module in module::build(&cache, &checkout)? {
+                println!("{}", module.display());
+            }
         }
         Action::Guest(args) => return guest(args),
         Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
