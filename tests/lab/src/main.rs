@@ -83,6 +83,9 @@ struct HostArgs {
     /// Memory
     #[arg(long, default_value = "4G", value_name = "SIZE")]
     memory: String,
+    /// How the host VM's processors come about
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    accel: Accel,
     /// The target folder's binaries that become /usr/local/bin
     #[arg(long, default_value = "release", value_name = "FOLDER")]
     profile: String,
@@ -144,7 +147,8 @@ fn act(action: Action) -> Result<u8> {
         Action::Shell { host } => {
             let (cache, checkout) = (Cache::open()?, Checkout::find()?);
             let _lock = prepare(&cache, false)?;
-            let options = options(host, &checkout)?;
+            let mut options = options(host, &checkout)?;
+            options.accel = options.accel.settle(&cache, &checkout, &options)?;
             Setup::new(&cache, &checkout, &options)?.shell()?;
         }
         Action::Module => {
@@ -173,7 +177,7 @@ fn options(host: HostArgs, checkout: &Checkout) -> Result<Options> {
         kernel: host.kernel,
         topology,
         memory: host.memory,
-        accel: Accel::Tcg,
+        accel: host.accel,
         binaries: checkout.binaries(&host.profile),
         out: host.out.unwrap_or_else(|| checkout.lab().join("out")),
     })
@@ -201,7 +205,8 @@ fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     sweep(&cache)?;
     let _lock = prepare(&cache, false)?;
-    let options = options(host, &checkout)?;
+    let mut options = options(host, &checkout)?;
+    options.accel = options.accel.settle(&cache, &checkout, &options)?;
     let setup = Setup::new(&cache, &checkout, &options)?;
     let start = Instant::now();
     let mut vm = setup.boot()?;
