@@ -116,8 +116,12 @@ int BPF_PROG(on_timer, struct hrtimer *timer)
 	return 0;
 }
 
-/* Any other interrupt: of a device, or from another vCPU. */
-SEC("?fentry/__apic_accept_irq")
+/*
+ * Any other interrupt: of a device, or from another vCPU. At the end of the
+ * function, when the interrupt is visible to the guest: a guest that saw the
+ * new ticket earlier would acknowledge it with an interrupt before this one.
+ */
+SEC("?fexit/__apic_accept_irq")
 int BPF_PROG(on_irq, struct kvm_lapic___pv *apic)
 {
 	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_IRQ);
