@@ -9,7 +9,6 @@ use anyhow::{ensure, Result};
 use clap::{Args, Parser, Subcommand};
 
 use pvsched_lab::accel::Accel;
-use pvsched_lab::agent;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
 use pvsched_lab::checkout::Checkout;
@@ -20,6 +19,7 @@ use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
 use pvsched_lab::kernels::Kernel;
 use pvsched_lab::prepare::{prepare, sweep};
 use pvsched_lab::topology::Topology;
+use pvsched_lab::{agent, module};
 
 /// The lab itself failed; the command's own statuses pass through.
 const LAB_FAILED: u8 = 125;
@@ -58,6 +58,8 @@ enum Action {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Build the guest driver for the kernels that have headers
+    Module,
     /// Inside the host VM: boot a guest and run a command in it
     Guest(GuestArgs),
     /// Compare the kernel's scheduler and scx_pvsched side by side
@@ -85,6 +87,9 @@ struct HostArgs {
     /// Memory
     #[arg(long, default_value = "4G", value_name = "SIZE")]
     memory: String,
+    /// How the host VM's processors come about
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    accel: Accel,
     /// The target folder's binaries that become /usr/local/bin
     #[arg(long, default_value = "release", value_name = "FOLDER")]
     profile: String,
@@ -160,8 +165,16 @@ fn act(action: Action) -> Result<u8> {
         Action::Shell { host } => {
             let (cache, checkout) = (Cache::open()?, Checkout::find()?);
             let _lock = prepare(&cache, false)?;
-            let options = options(host, &checkout)?;
+            let mut options = options(host, &checkout)?;
+            options.accel = options.accel.settle(&cache, &checkout, &options)?;
             Setup::new(&cache, &checkout, &options)?.shell()?;
+        }
+        Action::Module => {
+            let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+            let _lock = prepare(&cache, false)?;
+            for module in module::build(&cache, &checkout)? {
+                println!("{}", module.display());
+            }
         }
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
@@ -183,7 +196,7 @@ fn options(host: HostArgs, checkout: &Checkout) -> Result<Options> {
         kernel: host.kernel,
         topology,
         memory: host.memory,
-        accel: Accel::Tcg,
+        accel: host.accel,
         binaries: checkout.binaries(&host.profile),
         out: host.out.unwrap_or_else(|| checkout.lab().join("out")),
     })
@@ -211,7 +224,8 @@ fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     sweep(&cache)?;
     let _lock = prepare(&cache, false)?;
-    let options = options(host, &checkout)?;
+    let mut options = options(host, &checkout)?;
+    options.accel = options.accel.settle(&cache, &checkout, &options)?;
     let setup = Setup::new(&cache, &checkout, &options)?;
     let start = Instant::now();
     let mut vm = setup.boot()?;
