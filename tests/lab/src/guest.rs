@@ -237,7 +237,7 @@ impl Builder {
                 .option("-chardev", format!("socket,id=c0,path={}", escape(socket)))
                 .option(
                     "-device",
-                    "vhost-user-test-device-pci,chardev=c0,virtio-id=39,num_vqs=3,config_size=64",
+                    "vhost-user-test-device-pci,chardev=c0,virtio-id=39,num_vqs=3,config_size=16",
                 );
         }
         if let Some(socket) = &self.qmp {

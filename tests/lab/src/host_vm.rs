@@ -119,6 +119,27 @@ impl<'a> Setup<'a> {
         })
     }
 
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// The folder with what belongs to this run.
+    pub(crate) fn share(&self) -> PathBuf {
+        self.folder.path().join("share")
+    }
+
+    pub(crate) fn binaries(&self) -> &Path {
+        &self.options.binaries
+    }
+
+    pub(crate) fn out(&self) -> &Path {
+        &self.options.out
+    }
+
     pub fn console(&self) -> PathBuf {
         self.folder.path().join("console.log")
     }
@@ -149,7 +170,7 @@ impl<'a> Setup<'a> {
             .console(&self.console())
             .share("root", self.root.path(), false)
             .share("kernels", self.kernels.path(), false)
-            .share("run", &path.join("share"), false)
+            .share("run", &self.share(), false)
             .share("src", &self.checkout.path, false)
             .share("bin", binaries, false)
             .share("out", out, true)
