@@ -15,8 +15,12 @@
 
 #include "state.bpf.h"
 
-/* After so many interrupts in a row that woke nobody urgent, none is expected. */
-#define PV_USELESS_MAX	64
+/*
+ * After so many interrupts in a row that woke nobody urgent, none is expected
+ * to: 16 s of a guest's ticks at 250 Hz, so that a real-time task with a period
+ * of seconds is still expected.
+ */
+#define PV_USELESS_MAX	4096
 
 /* The page of a vCPU, or NULL when it has none or its guest publishes nothing. */
 static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task *t)
@@ -61,7 +65,7 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 		if (t->useless < PV_USELESS_MAX)
 			t->useless++;
 		else
-			t->expected_rank = PV_RANK_IRQ;
+			t->expected_rank = PV_RANK_NONE;
 	}
 	t->hint_at = 0;
 	t->entered = 0;
@@ -71,6 +75,16 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 static inline u32 expected_rank(struct pv_task *t)
 {
 	return t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
+}
+
+/*
+ * Most interrupts are ticks. Where nothing urgent comes of a vCPU's interrupts,
+ * putting it ahead for each would only cut other turns short; it is put ahead
+ * while it is owed time.
+ */
+static inline bool is_worth_a_boost(struct pv_task *t, s64 lead)
+{
+	return t->expected_rank || lead <= 0;
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
@@ -137,6 +151,8 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 		else
 			boost = PV_BOOST_IRQ;
 	}
+	if (boost == PV_BOOST_IRQ && !is_worth_a_boost(t, lead))
+		boost = PV_BOOST_NONE;
 	if (boost == PV_BOOST_IRQ)
 		rank = expected_rank(t);
 
@@ -146,7 +162,10 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 		return VERDICT(boost, rank);
 	if (!was_spent) {
 		t->throttles++;
-		COUNT(throttled);
+		if (t->task_spent)
+			COUNT(throttled_task);
+		else
+			COUNT(throttled_irq);
 	}
 	return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
 }

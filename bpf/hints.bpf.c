@@ -62,6 +62,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	struct pv_cpu *c;
 	struct pv_llc *l;
 	u32 rank;
+	s64 lead;
 
 	p = bpf_task_from_pid(tid);
 	if (!p)
@@ -82,7 +83,8 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 
 	c = cpu_of(scx_bpf_task_cpu(p));
 	l = c ? llc_of(llc_here(c)) : NULL;
-	if (!l || task_is_spent(t, task_lead(p, t, l)) || irq_is_spent(t, now)) {
+	lead = l ? task_lead(p, t, l) : 0;
+	if (!l || !is_worth_a_boost(t, lead) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
 		WRITE_ONCE(t->posted, 0);
 		goto release;
 	}

@@ -58,7 +58,8 @@ struct pv_stats {
 	u64 boosts_irq;
 	u64 ended_exit;
 	u64 ended_tick;
-	u64 throttled;
+	u64 throttled_task;
+	u64 throttled_irq;
 	u64 guarded;
 	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
 };

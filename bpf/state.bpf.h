@@ -22,7 +22,7 @@
 const volatile u64 slice_ns = 4000000;
 const volatile u64 slice_min_ns = 1000000;
 const volatile u64 task_budget_ns = 100000000;
-const volatile u64 irq_budget_ns = 2000000;
+const volatile u64 irq_budget_ns = 10000000;
 const volatile u64 irq_boost_ns = 1000000;
 const volatile u64 guard_ns = 100000000;
 

@@ -25,7 +25,7 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
         since(|m| m.enqueued_fair),
         since(|m| m.enqueued_boost) + since(|m| m.moved),
         since(|m| m.held),
-        since(|m| m.throttled),
+        since(|m| m.throttled_task) + since(|m| m.throttled_irq),
     )?;
     writeln!(
         out,

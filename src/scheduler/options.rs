@@ -33,7 +33,7 @@ pub struct Options {
 
     /// How long a vCPU may be boosted for interrupts alone before it has to repay, in
     /// microseconds
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     pub irq_budget_us: u64,
 
     /// Boost for an interrupt of a guest that does not publish, in microseconds after it entered

@@ -95,8 +95,10 @@ pub struct Metrics {
     pub ended_exit: u64,
     #[stat(desc = "boosts whose end was seen at a tick")]
     pub ended_tick: u64,
-    #[stat(desc = "times that a vCPU's budget was spent")]
-    pub throttled: u64,
+    #[stat(desc = "times that a vCPU was too far ahead of its share for a boost")]
+    pub throttled_task: u64,
+    #[stat(desc = "times that a vCPU's budget for interrupt boosts was spent")]
+    pub throttled_irq: u64,
     #[stat(desc = "fair turns given although boosted vCPUs waited")]
     pub guarded: u64,
     #[stat(
@@ -139,7 +141,8 @@ impl Metrics {
         self.boosts_irq += cpu.boosts_irq;
         self.ended_exit += cpu.ended_exit;
         self.ended_tick += cpu.ended_tick;
-        self.throttled += cpu.throttled;
+        self.throttled_task += cpu.throttled_task;
+        self.throttled_irq += cpu.throttled_irq;
         self.guarded += cpu.guarded;
         let [running, entered, taken] = &cpu.stage;
         for (sum, part) in [
