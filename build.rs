@@ -19,7 +19,10 @@ fn main() {
         .write_to_file(out.join("abi.rs"))
         .expect("OUT_DIR is writable");
     #[cfg(feature = "scheduler")]
-    build_bpf();
+    {
+        build_bpf();
+        build_policy(&out);
+    }
 }
 
 /// Compiles the two BPF objects and generates their skeletons and the types that they share with
@@ -31,7 +34,10 @@ fn build_bpf() {
         ("bpf/hints.bpf.c", "hints", None),
     ] {
         let built = scx_cargo::BpfBuilder::new().and_then(|mut builder| {
-            builder.add_include_path("src").add_include_path("bpf").enable_skel(source, name);
+            builder
+                .add_include_path("src")
+                .add_include_path("bpf")
+                .enable_skel(source, name);
             if let Some(interface) = interface {
                 builder.enable_intf(interface, "intf.rs");
             }
@@ -42,4 +48,29 @@ fn build_bpf() {
         }
     }
     println!("cargo:rerun-if-changed=bpf");
+}
+
+/// Compiles the arithmetic of `bpf/policy.h` natively: bindgen writes a C file with a callable
+/// function around each static one.
+#[cfg(feature = "scheduler")]
+fn build_policy(out: &std::path::Path) {
+    let wrappers = out.join("policy.c");
+    let header = std::fs::canonicalize("bpf/policy.h").expect("bpf/policy.h is in the source tree");
+    bindgen::Builder::default()
+        .header(header.to_string_lossy())
+        .clang_arg("-Isrc")
+        .allowlist_item("pv_.*|PV_.*")
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .prepend_enum_name(false)
+        .wrap_static_fns(true)
+        .wrap_static_fns_path(&wrappers)
+        .generate()
+        .expect("bpf/policy.h compiles with libclang")
+        .write_to_file(out.join("policy.rs"))
+        .expect("OUT_DIR is writable");
+    cc::Build::new()
+        .file(&wrappers)
+        .include("src")
+        .flags(["-include", "stdbool.h"])
+        .compile("pvsched_policy");
 }

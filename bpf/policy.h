@@ -13,6 +13,10 @@
 
 #include "abi/page.h"
 
+#ifndef __VMLINUX_H__
+#include <stdbool.h>
+#endif
+
 #define PV_WEIGHT_DFL		100ULL
 #define PV_NSEC_PER_MSEC	1000000ULL
 

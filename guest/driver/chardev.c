@@ -3,13 +3,14 @@
  * /dev/pvsched: status for everybody who may open it, and the right to publish
  * for one at a time. See pvsched_uapi.h.
  *
- * Publishing ends with the last close of the descriptor. The kernel closes it
- * for a publisher that was killed, too, so no urgent word outlives its writer.
+ * Publishing ends when the publisher closes the descriptor. The kernel closes
+ * it for a publisher that was killed, too, so no urgent word outlives its writer.
  */
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/poll.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/wait.h>
@@ -17,7 +18,8 @@
 #include "virtio_pvsched.h"
 
 struct pvsched_file {
-	u64 seen;	/* pvsched_changes() when INFO was last asked */
+	u64 seen;		/* pvsched_changes() when INFO was last asked */
+	fl_owner_t publisher;	/* the open files of the process that asked to publish */
 };
 
 static int pvsched_open(struct inode *inode, struct file *file)
@@ -31,6 +33,21 @@ static int pvsched_open(struct inode *inode, struct file *file)
 	pf->seen = pvsched_changes() - 1;
 	file->private_data = pf;
 	return nonseekable_open(inode, file);
+}
+
+/*
+ * release() is put off until the process has closed all of its files, in an
+ * order of the kernel's liking. Of a publisher that was killed the programs
+ * would go one by one before it, and count entries without exits meanwhile.
+ * flush() comes with the close itself.
+ */
+static int pvsched_flush(struct file *file, fl_owner_t id)
+{
+	struct pvsched_file *pf = file->private_data;
+
+	if (id == pf->publisher)
+		pvsched_publisher_release(file);
+	return 0;
 }
 
 static int pvsched_release(struct inode *inode, struct file *file)
@@ -76,6 +93,19 @@ static long pvsched_ioctl_cpu(void __user *arg)
 	return copy_to_user(arg, &info, sizeof(info)) ? -EFAULT : 0;
 }
 
+static long pvsched_ioctl_publish(struct file *file)
+{
+	struct pvsched_file *pf = file->private_data;
+	int ret;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EPERM;
+	ret = pvsched_publisher_claim(file);
+	if (!ret)
+		WRITE_ONCE(pf->publisher, current->files);
+	return ret;
+}
+
 static long pvsched_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	switch (cmd) {
@@ -84,9 +114,7 @@ static long pvsched_ioctl(struct file *file, unsigned int cmd, unsigned long arg
 	case PVSCHED_IOC_CPU:
 		return pvsched_ioctl_cpu((void __user *)arg);
 	case PVSCHED_IOC_PUBLISH:
-		if (!(file->f_mode & FMODE_WRITE))
-			return -EPERM;
-		return pvsched_publisher_claim(file);
+		return pvsched_ioctl_publish(file);
 	default:
 		return -ENOTTY;
 	}
@@ -95,6 +123,7 @@ static long pvsched_ioctl(struct file *file, unsigned int cmd, unsigned long arg
 static const struct file_operations pvsched_fops = {
 	.owner		= THIS_MODULE,
 	.open		= pvsched_open,
+	.flush		= pvsched_flush,
 	.release	= pvsched_release,
 	.poll		= pvsched_poll,
 	.unlocked_ioctl	= pvsched_ioctl,

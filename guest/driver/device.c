@@ -159,7 +159,8 @@ static void pvsched_publish_start(struct pvsched *pv, const struct file *publish
 
 /*
  * Programs of a publisher that was killed may still be running. They find no
- * page after the grace period, so the words stay cleared.
+ * page after the grace period, so the words stay cleared then. Where a CPU is
+ * kept from its scheduler that takes long, so they are cleared before, too.
  */
 static void pvsched_publish_stop(struct pvsched *pv)
 {
@@ -169,8 +170,10 @@ static void pvsched_publish_stop(struct pvsched *pv)
 	if (!pv->publisher)
 		return;
 	pv->publisher = NULL;
-	for_each_possible_cpu(cpu)
+	for_each_possible_cpu(cpu) {
 		pvsched_retract_cpu(pv, cpu);
+		pvsched_page_silence(pv->cpus[cpu].page);
+	}
 	synchronize_rcu();
 	for_each_possible_cpu(cpu)
 		pvsched_page_silence(pv->cpus[cpu].page);
@@ -263,8 +266,8 @@ static int pvsched_negotiate(struct pvsched *pv)
 	       sizeof(PVSCHED_PROTOCOL_LATENCY) - 1);
 	req->protocols[0].min_version = cpu_to_le16(PVSCHED_PROTOCOL_LATENCY_VERSION);
 	req->protocols[0].max_version = cpu_to_le16(PVSCHED_PROTOCOL_LATENCY_VERSION);
-	status = pvsched_request(pv, PVSCHED_REQ_NEGOTIATE, struct_size(req, protocols, 0) +
-				 sizeof(req->protocols[0]));
+	status = pvsched_request(pv, PVSCHED_REQ_NEGOTIATE,
+				 offsetof(struct pvsched_req_negotiate, protocols[1]));
 	if (status < 0)
 		return status;
 	pv->error = status;

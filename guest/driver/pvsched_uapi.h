@@ -52,7 +52,7 @@ enum pvsched_cpu_state {
 struct pvsched_cpu_info {
 	__u32 cpu;		/* in: which one; the rest is out */
 	__u32 state;		/* enum pvsched_cpu_state */
-	__u32 apic_id;		/* valid from PVSCHED_CPU_UNSET on */
+	__u32 apic_id;		/* of PVSCHED_CPU_SET and PVSCHED_CPU_REFUSED */
 	__u32 error;
 	struct pvsched_page page; /* word by word, no snapshot of one instant */
 };
@@ -69,7 +69,7 @@ enum pvsched_ioc_nr {
 #define PVSCHED_IOC_CPU		_IOWR(PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_CPU, struct pvsched_cpu_info)
 /*
  * Makes the descriptor, which must be open for writing, the publisher until
- * its last close or until the device goes: BPF programs get the pages, and
+ * this process closes it (or a duplicate) or until the device goes: BPF programs get the pages, and
  * the host is told that they are kept current. EBUSY: there is another
  * publisher. ENODEV: no device, or nothing negotiated.
  */

@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,9 +21,31 @@ fn main() -> ExitCode {
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            for text in kept().drain(..) {
+                eprint!("{text}");
+            }
             eprintln!("scx_pvsched: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What libbpf warned of. It says why the kernel refused a program, which matters when that ends
+/// us; it also warns of things that are as they should be, which would only alarm.
+static KEPT: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn kept() -> MutexGuard<'static, Vec<String>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn keep_libbpf(_: PrintLevel, text: String) {
+    kept().push(text);
+}
+
+fn log_libbpf(level: PrintLevel, text: String) {
+    match level {
+        PrintLevel::Warn => warn!("{}", text.trim_end()),
+        PrintLevel::Info | PrintLevel::Debug => debug!("{}", text.trim_end()),
     }
 }
 
@@ -44,12 +66,16 @@ fn run(options: &Options) -> Result<()> {
         simplelog::ColorChoice::Auto,
     )?;
 
-    // libbpf explains on its "warning" level why the kernel refused a program.
     libbpf_rs::set_print(Some((
-        if options.verbose > 1 { PrintLevel::Debug } else { PrintLevel::Warn },
-        |level, text| match level {
-            PrintLevel::Warn => warn!("{}", text.trim_end()),
-            PrintLevel::Info | PrintLevel::Debug => debug!("{}", text.trim_end()),
+        if options.verbose > 1 {
+            PrintLevel::Debug
+        } else {
+            PrintLevel::Warn
+        },
+        if options.verbose > 0 {
+            log_libbpf
+        } else {
+            keep_libbpf
         },
     )));
 
@@ -70,6 +96,7 @@ fn run(options: &Options) -> Result<()> {
         if stop.load(Ordering::Relaxed) || !exit.should_restart() {
             return Ok(());
         }
+        kept().clear();
         info!("starting again, as the kernel asked");
     }
 }

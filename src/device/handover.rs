@@ -344,15 +344,14 @@ impl Worker {
         let target = self.target();
         {
             let mut link = self.shared.link();
-            let stale = match &target {
-                Some(target) => target.generation != link.generation,
-                None => true,
-            };
-            if stale {
-                self.shared.leave(
-                    &mut link,
-                    "guest memory or the driver's wishes have changed",
-                );
+            match &target {
+                None => self
+                    .shared
+                    .leave(&mut link, "the guest has no pages any more"),
+                Some(target) if target.generation != link.generation => {
+                    self.shared.leave(&mut link, "guest memory has changed");
+                }
+                Some(_) => {}
             }
         }
         let Some(target) = target else {
@@ -374,7 +373,7 @@ impl Worker {
         for (apic_id, gpa) in missing {
             self.attach(&target, apic_id, gpa);
         }
-        self.announce(&target);
+        self.announce();
         self.read_notices();
         let link = self.shared.link();
         link.client.is_none()
@@ -494,6 +493,7 @@ impl Worker {
         };
         match client.attach_vcpu(apic_id, gpa, pidfd.as_fd()) {
             Ok(()) => {
+                debug!("{}: vCPU {apic_id} attached", self.shared.name);
                 link.attached.insert(apic_id, gpa);
                 link.refused.remove(&apic_id);
             }
@@ -507,16 +507,14 @@ impl Worker {
         }
     }
 
-    fn announce(&mut self, target: &Target) {
+    fn announce(&mut self) {
         let mut link = self.shared.link();
         if link.announced || link.attached.is_empty() {
             return;
         }
         link.announced = true;
         self.complaint.clear();
-        let (attached, all) = (link.attached.len(), target.pages.len());
-        let name = &self.shared.name;
-        info!("{name}: {attached} of {all} vCPUs handed over to the scheduler");
+        info!("{}: handed over to the scheduler", self.shared.name);
         self.shared.machine.event(Event::HostAttached);
     }
 
@@ -714,6 +712,27 @@ mod tests {
             "{:?}",
             since.elapsed()
         );
+    }
+
+    #[test]
+    fn a_scheduler_that_hangs_does_not_keep_the_guest_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hung");
+        let config = crate::handoff::server::Config::default();
+        let _hung = crate::handoff::server::Server::bind(&path, config).unwrap();
+        let (handover, _machine) = start(&path);
+        for _ in 0..3 {
+            let since = Instant::now();
+            set_pages(&handover);
+            std::thread::sleep(Duration::from_millis(100));
+            handover.act(Action::PageCleared { apic_id: 0 }).unwrap();
+            handover.reset();
+            assert!(
+                since.elapsed() < Duration::from_millis(400),
+                "{:?}",
+                since.elapsed()
+            );
+        }
     }
 
     #[test]

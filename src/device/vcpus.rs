@@ -120,3 +120,80 @@ fn apic_id(monitor: &mut Monitor, cpu: &CpuInfoFastBase) -> Result<u32, VcpusErr
         .and_then(|id| u32::try_from(id).ok())
         .ok_or(VcpusError::Unexpected("an APIC id that is none"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handoff::tests::Vcpu;
+    use serde_json::{json, Value};
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+    use std::time::Instant;
+
+    /// Answers one client as a QEMU whose vCPUs have these APIC ids and threads.
+    fn serve(socket: &Path, vcpus: Vec<(u32, u32)>) -> std::thread::JoinHandle<()> {
+        let listener = UnixListener::bind(socket).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut writer = stream.try_clone().unwrap();
+            let version = json!({"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": ""});
+            let greeting = json!({"QMP": {"version": version, "capabilities": ["oob"]}});
+            writeln!(writer, "{greeting}").unwrap();
+            for line in BufReader::new(stream).lines() {
+                let command: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let path = |id: u32| format!("/machine/unattached/device[{id}]");
+                let answer = match command["execute"].as_str().unwrap() {
+                    "qmp_capabilities" => json!({}),
+                    "query-cpus-fast" => vcpus
+                        .iter()
+                        .zip(0..)
+                        .map(|((id, tid), index)| {
+                            json!({"cpu-index": index, "thread-id": tid, "qom-path": path(*id),
+                                   "target": "x86_64", "props": {"core-id": index}})
+                        })
+                        .collect(),
+                    "qom-get" => {
+                        assert_eq!(command["arguments"]["property"], "apic-id");
+                        let asked = &command["arguments"]["path"];
+                        let found = vcpus.iter().find(|(id, _)| *asked == path(*id));
+                        json!(found.unwrap().0)
+                    }
+                    other => panic!("{other} was not expected"),
+                };
+                writeln!(writer, "{}", json!({ "return": answer })).unwrap();
+            }
+        })
+    }
+
+    #[test]
+    fn the_threads_of_a_topology_with_gaps_are_found_by_apic_id() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("qmp");
+        let vcpus: Vec<(u32, Vcpu)> = [0, 1, 2, 4].map(|id| (id, Vcpu::start())).into();
+        let qemu = serve(
+            &socket,
+            vcpus.iter().map(|(id, vcpu)| (*id, vcpu.tid)).collect(),
+        );
+        let threads = QemuVcpus::new(socket).threads().unwrap();
+        assert_eq!(threads.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 4]);
+        for (id, vcpu) in &vcpus {
+            let found = thread::identify(std::os::fd::AsFd::as_fd(&threads[id])).unwrap();
+            assert_eq!(found.tid, vcpu.tid);
+        }
+        qemu.join().unwrap();
+    }
+
+    #[test]
+    fn a_monitor_that_another_client_holds_is_given_up_soon_and_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("qmp");
+        let qemu = QemuVcpus::new(socket.clone());
+        assert!(matches!(qemu.threads(), Err(VcpusError::Connect(..))));
+        let _busy = UnixListener::bind(&socket).unwrap();
+        let since = Instant::now();
+        let error = qemu.threads().unwrap_err();
+        assert!(since.elapsed() < 2 * PATIENCE);
+        assert!(error.to_string().contains("one of its own"), "{error}");
+    }
+}

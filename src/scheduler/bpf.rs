@@ -6,13 +6,23 @@ use std::mem::size_of;
 use anyhow::{ensure, Result};
 
 /// Skeleton of `bpf/main.bpf.c`.
-#[allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, missing_docs)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs
+)]
 pub mod main_skel {
     include!(concat!(env!("OUT_DIR"), "/main_skel.rs"));
 }
 
 /// Skeleton of `bpf/hints.bpf.c`.
-#[allow(clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, missing_docs)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs
+)]
 pub mod hints_skel {
     include!(concat!(env!("OUT_DIR"), "/hints_skel.rs"));
 }

@@ -29,7 +29,9 @@ impl Sources {
     fn pick(functions: &BTreeSet<String>) -> Self {
         let has = |name: &str| functions.contains(name);
         let timer = has("apic_timer_fn");
-        let kick = ["__kvm_vcpu_kick", "kvm_vcpu_kick"].into_iter().find(|name| has(name));
+        let kick = ["__kvm_vcpu_kick", "kvm_vcpu_kick"]
+            .into_iter()
+            .find(|name| has(name));
         Self {
             timer,
             irq: has("__apic_accept_irq"),
@@ -84,10 +86,7 @@ impl<'obj> Hints<'obj> {
     /// # Errors
     /// When KVM lacks even the functions without which no hint is possible, or the kernel refuses
     /// a program.
-    pub fn attach(
-        main: &MainSkel,
-        object: &'obj mut MaybeUninit<OpenObject>,
-    ) -> Result<Self> {
+    pub fn attach(main: &MainSkel, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
         let kallsyms =
             fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
         let sources = Sources::pick(&kvm_functions(&kallsyms));
@@ -96,16 +95,29 @@ impl<'obj> Hints<'obj> {
             "this kernel's KVM has none of the functions that carry hints"
         );
 
-        let mut open =
-            HintsSkelBuilder::default().open(object).context("cannot open the KVM programs")?;
+        let mut open = HintsSkelBuilder::default()
+            .open(object)
+            .context("cannot open the KVM programs")?;
         open.progs.on_timer.set_autoload(sources.timer);
         open.progs.on_irq.set_autoload(sources.irq);
         open.progs.on_wake.set_autoload(sources.wake);
-        open.progs.on_kick.set_autoload(sources.kick == Some("kvm_vcpu_kick"));
-        open.progs.on_kick_inner.set_autoload(sources.kick == Some("__kvm_vcpu_kick"));
+        open.progs
+            .on_kick
+            .set_autoload(sources.kick == Some("kvm_vcpu_kick"));
+        open.progs
+            .on_kick_inner
+            .set_autoload(sources.kick == Some("__kvm_vcpu_kick"));
 
-        let from = main.maps.rodata_data.as_ref().context("the scheduler has no tunables")?;
-        let to = open.maps.rodata_data.as_mut().context("the KVM programs have no tunables")?;
+        let from = main
+            .maps
+            .rodata_data
+            .as_ref()
+            .context("the scheduler has no tunables")?;
+        let to = open
+            .maps
+            .rodata_data
+            .as_mut()
+            .context("the KVM programs have no tunables")?;
         to.slice_ns = from.slice_ns;
         to.slice_min_ns = from.slice_min_ns;
         to.task_budget_ns = from.task_budget_ns;
@@ -123,7 +135,10 @@ impl<'obj> Hints<'obj> {
 
         let mut skel = open.load().context("the kernel refused the KVM programs")?;
         skel.attach().context("cannot attach to KVM")?;
-        Ok(Self { _skel: skel, live: sources.describe() })
+        Ok(Self {
+            _skel: skel,
+            live: sources.describe(),
+        })
     }
 
     /// The sources of hints that are live, for a person.
@@ -143,7 +158,8 @@ mod tests {
 
     #[test]
     fn only_functions_of_kvm_count() {
-        let text = "0000000000000000 t apic_timer_fn\t[kvm]\n0000 T kvm_vcpu_kick [other]\n0000 T x\n";
+        let text =
+            "0000000000000000 t apic_timer_fn\t[kvm]\n0000 T kvm_vcpu_kick [other]\n0000 T x\n";
         assert_eq!(kvm_functions(text), functions(&["apic_timer_fn"]));
     }
 
@@ -152,7 +168,10 @@ mod tests {
         let both = Sources::pick(&functions(&["apic_timer_fn", "__kvm_vcpu_kick"]));
         assert_eq!((both.timer, both.kick), (true, None));
         let neither = Sources::pick(&functions(&["kvm_vcpu_kick"]));
-        assert_eq!((neither.timer, neither.kick), (false, Some("kvm_vcpu_kick")));
+        assert_eq!(
+            (neither.timer, neither.kick),
+            (false, Some("kvm_vcpu_kick"))
+        );
         assert_eq!(neither.describe(), "kick");
     }
 }

@@ -49,7 +49,10 @@ impl Layout {
         }
         let cpu_ids = u32::try_from(*scx_utils::NR_CPU_IDS)?;
         if cpu_ids > intf::PV_MAX_CPUS {
-            bail!("this host has {cpu_ids} CPU ids; the limit is {}", intf::PV_MAX_CPUS);
+            bail!(
+                "this host has {cpu_ids} CPU ids; the limit is {}",
+                intf::PV_MAX_CPUS
+            );
         }
         if cpus_of_llc.is_empty() || cpus_of_llc.len() > intf::PV_MAX_LLCS as usize {
             bail!(
@@ -58,7 +61,11 @@ impl Layout {
                 intf::PV_MAX_LLCS
             );
         }
-        Ok(Self { cpu_ids, llc_of_cpu, cpus_of_llc })
+        Ok(Self {
+            cpu_ids,
+            llc_of_cpu,
+            cpus_of_llc,
+        })
     }
 }
 
@@ -86,7 +93,11 @@ impl<'obj> Instance<'obj> {
         let builder = MainSkelBuilder::default();
         let mut skel = scx_ops_open!(builder, object, pvsched_ops, open_opts)?;
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
-        let tunables = skel.maps.rodata_data.as_mut().context("the program has no tunables")?;
+        let tunables = skel
+            .maps
+            .rodata_data
+            .as_mut()
+            .context("the program has no tunables")?;
         tunables.slice_ns = options.slice_us * 1000;
         tunables.slice_min_ns = options.slice_min_us.min(options.slice_us) * 1000;
         tunables.task_budget_ns = options.task_budget_us * 1000;
@@ -101,13 +112,23 @@ impl<'obj> Instance<'obj> {
 
         let mut skel = scx_ops_load!(skel, pvsched_ops, uei)?;
         for (cpu, llc) in &layout.llc_of_cpu {
-            let value = intf::pv_cpu { llc: *llc, ..intf::pv_cpu::zeroed() };
+            let value = intf::pv_cpu {
+                llc: *llc,
+                ..intf::pv_cpu::zeroed()
+            };
             let key = u32::try_from(*cpu)?;
-            skel.maps.cpus.update(&key.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
+            skel.maps
+                .cpus
+                .update(&key.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
         }
         for (llc, cpus) in (0u32..).zip(&layout.cpus_of_llc) {
-            let value = intf::pv_llc { cpus: *cpus, ..intf::pv_llc::zeroed() };
-            skel.maps.llcs.update(&llc.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
+            let value = intf::pv_llc {
+                cpus: *cpus,
+                ..intf::pv_llc::zeroed()
+            };
+            skel.maps
+                .llcs
+                .update(&llc.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
         }
 
         let vms = Vms::new(
@@ -157,7 +178,9 @@ impl<'obj> Instance<'obj> {
                 }
                 try_hints = Instant::now() + HINTS_RETRY;
             }
-            self.handoff.turn(&mut self.vms, TURN).context("the handoff socket failed")?;
+            self.handoff
+                .turn(&mut self.vms, TURN)
+                .context("the handoff socket failed")?;
 
             while requests.try_recv().is_ok() {
                 responses.send(self.metrics(hints.as_ref())?)?;
@@ -200,7 +223,9 @@ impl<'obj> Instance<'obj> {
             };
             for (apic_id, vcpu) in &vm.vcpus {
                 if let Some(task) = self.vms.state_of(vcpu)? {
-                    entry.vcpus.insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task));
+                    entry
+                        .vcpus
+                        .insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task));
                 }
             }
             metrics.nr_vcpus += entry.vcpus.len() as u64;

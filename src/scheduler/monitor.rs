@@ -46,9 +46,8 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
             .enumerate()
             .map(|(i, count)| count.saturating_sub(old.get(i).copied().unwrap_or(0)))
             .collect();
-        let bound = |share| {
-            quantile_us(&delta, share).map_or_else(|| "-".into(), |us| us.to_string())
-        };
+        let bound =
+            |share| quantile_us(&delta, share).map_or_else(|| "-".into(), |us| us.to_string());
         format!("{}/{}/{}", bound(0.5), bound(0.9), bound(0.99))
     };
     writeln!(
@@ -90,7 +89,11 @@ pub fn run(interval: Duration, stop: Arc<AtomicBool>) -> Result<()> {
         || stop.load(Ordering::Relaxed),
         |now| {
             let mut out = std::io::stdout().lock();
-            write_report(&mut out, before.as_ref().unwrap_or(&Metrics::default()), &now)?;
+            write_report(
+                &mut out,
+                before.as_ref().unwrap_or(&Metrics::default()),
+                &now,
+            )?;
             before = Some(now);
             Ok(())
         },
@@ -116,7 +119,10 @@ mod tests {
             protocol: "latency v1".into(),
             vcpus: [(1, vcpu)].into(),
         };
-        let before = Metrics { direct: 10, ..Default::default() };
+        let before = Metrics {
+            direct: 10,
+            ..Default::default()
+        };
         let now = Metrics {
             nr_vms: 1,
             nr_vcpus: 1,
@@ -130,7 +136,10 @@ mod tests {
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("5 idle"), "{text}");
         assert!(text.contains("running 4/4/4"), "{text}");
-        assert!(text.contains("rt 90") && text.contains("boost: task"), "{text}");
+        assert!(
+            text.contains("rt 90") && text.contains("boost: task"),
+            "{text}"
+        );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

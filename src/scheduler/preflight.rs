@@ -14,7 +14,9 @@ const MIN_KERNEL: (u32, u32) = (6, 13);
 pub enum Unfit {
     #[error("not running as root: loading a scheduler needs root; try again with sudo")]
     NotRoot,
-    #[error("this kernel is {0}, and reading guests' pages needs 6.13 or newer; boot a newer kernel")]
+    #[error(
+        "this kernel is {0}, and reading guests' pages needs 6.13 or newer; boot a newer kernel"
+    )]
     OldKernel(String),
     #[error(
         "this kernel has no sched_ext: /sys/kernel/sched_ext is missing; \
@@ -52,7 +54,10 @@ impl Host {
     pub fn this() -> nix::Result<Self> {
         Ok(Self {
             euid: nix::unistd::geteuid().as_raw(),
-            release: nix::sys::utsname::uname()?.release().to_string_lossy().into_owned(),
+            release: nix::sys::utsname::uname()?
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             sys: PathBuf::from("/sys"),
         })
     }
@@ -85,7 +90,9 @@ impl Host {
 }
 
 fn word(path: &Path) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    fs::read_to_string(path)
+        .ok()
+        .map(|text| text.trim().to_owned())
 }
 
 /// Major and minor number of a release; 0.0 for what has none.
@@ -106,7 +113,11 @@ mod tests {
         fs::create_dir_all(sys.join("kernel/btf")).unwrap();
         fs::write(sys.join("kernel/btf/vmlinux"), "").unwrap();
         fs::write(sys.join("kernel/sched_ext/state"), "disabled\n").unwrap();
-        Host { euid: 0, release: "6.18.15+deb13-amd64".into(), sys }
+        Host {
+            euid: 0,
+            release: "6.18.15+deb13-amd64".into(),
+            sys,
+        }
     }
 
     #[test]
@@ -119,13 +130,23 @@ mod tests {
     fn each_obstacle_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let fit = host(&dir);
-        let user = Host { euid: 1000, ..fit.clone() };
+        let user = Host {
+            euid: 1000,
+            ..fit.clone()
+        };
         assert_eq!(user.check(), Err(Unfit::NotRoot));
-        let old = Host { release: "6.12.9".into(), ..fit.clone() };
+        let old = Host {
+            release: "6.12.9".into(),
+            ..fit.clone()
+        };
         assert_eq!(old.check(), Err(Unfit::OldKernel("6.12.9".into())));
 
         fs::write(dir.path().join("kernel/sched_ext/state"), "enabled\n").unwrap();
-        fs::write(dir.path().join("kernel/sched_ext/root/ops"), "bpfland_1.1.4\n").unwrap();
+        fs::write(
+            dir.path().join("kernel/sched_ext/root/ops"),
+            "bpfland_1.1.4\n",
+        )
+        .unwrap();
         assert_eq!(fit.check(), Err(Unfit::Attached("bpfland_1.1.4".into())));
         fs::remove_file(dir.path().join("kernel/btf/vmlinux")).unwrap();
         assert_eq!(fit.check(), Err(Unfit::NoBtf));

@@ -50,7 +50,12 @@ impl Vms {
     /// Serves the maps `tasks` and `pages` of `bpf/state.bpf.h`.
     #[must_use]
     pub fn new(tasks: MapHandle, pages: MapHandle) -> Self {
-        Self { tasks, pages, attachments: 0, vms: BTreeMap::new() }
+        Self {
+            tasks,
+            pages,
+            attachments: 0,
+            vms: BTreeMap::new(),
+        }
     }
 
     /// The VMs by number.
@@ -89,9 +94,16 @@ fn is_gone(error: &libbpf_rs::Error) -> bool {
 /// Whether a thread that KVM has not yet been seen to enter waits in KVM's run call, as a halted
 /// vCPU does: its system call is `ioctl(fd, KVM_RUN)`, and the descriptor is a vCPU's.
 fn waits_in_kvm_run(tgid: u32, tid: u32) -> bool {
-    let task = Path::new("/proc").join(tgid.to_string()).join("task").join(tid.to_string());
-    let Ok(line) = fs::read_to_string(task.join("syscall")) else { return false };
-    let Some(fd) = fd_of_kvm_run(&line) else { return false };
+    let task = Path::new("/proc")
+        .join(tgid.to_string())
+        .join("task")
+        .join(tid.to_string());
+    let Ok(line) = fs::read_to_string(task.join("syscall")) else {
+        return false;
+    };
+    let Some(fd) = fd_of_kvm_run(&line) else {
+        return false;
+    };
     fs::read_link(task.join("fd").join(fd.to_string()))
         .is_ok_and(|target| target.to_string_lossy().starts_with("anon_inode:kvm-vcpu:"))
 }
@@ -115,9 +127,19 @@ impl Registry for Vms {
 
     fn vm_added(&mut self, vm: VmId, info: &VmInfo) -> Result<(), RegistryError> {
         let protocol = format!("{} v{}", info.protocol, info.version);
-        info!("VM {}: registered, {protocol}, by process {}", &*info.name, info.peer_pid);
+        info!(
+            "VM {}: registered, {protocol}, by process {}",
+            &*info.name, info.peer_pid
+        );
         let name = info.name.to_string();
-        self.vms.insert(vm.0, Vm { name, protocol, vcpus: BTreeMap::new() });
+        self.vms.insert(
+            vm.0,
+            Vm {
+                name,
+                protocol,
+                vcpus: BTreeMap::new(),
+            },
+        );
         Ok(())
     }
 
@@ -128,9 +150,15 @@ impl Registry for Vms {
         page: &MappedPage,
     ) -> Result<(), RegistryError> {
         let internal = |error: &dyn std::fmt::Display| RegistryError::Internal(error.to_string());
-        let entry =
-            self.vms.get_mut(&vm.0).ok_or_else(|| internal(&"the VM is not registered"))?;
-        let pidfd = vcpu.pidfd.as_fd().try_clone_to_owned().map_err(|error| internal(&error))?;
+        let entry = self
+            .vms
+            .get_mut(&vm.0)
+            .ok_or_else(|| internal(&"the VM is not registered"))?;
+        let pidfd = vcpu
+            .pidfd
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| internal(&error))?;
 
         // struct pv_page of bpf/state.bpf.h: the kernel pins the page behind the address.
         let attachment = self.attachments + 1;
@@ -146,20 +174,36 @@ impl Registry for Vms {
                 }
             })?;
         self.attachments = attachment;
-        info!("VM {}: vCPU with APIC id {} is thread {}", entry.name, vcpu.apic_id, vcpu.tid);
-        entry.vcpus.insert(vcpu.apic_id, Vcpu { tid: vcpu.tid, pidfd });
+        info!(
+            "VM {}: vCPU with APIC id {} is thread {}",
+            entry.name, vcpu.apic_id, vcpu.tid
+        );
+        entry.vcpus.insert(
+            vcpu.apic_id,
+            Vcpu {
+                tid: vcpu.tid,
+                pidfd,
+            },
+        );
         Ok(())
     }
 
     fn detach(&mut self, vm: VmId, vcpu: &VcpuInfo) {
-        let Some(entry) = self.vms.get_mut(&vm.0) else { return };
-        let Some(known) = entry.vcpus.remove(&vcpu.apic_id) else { return };
+        let Some(entry) = self.vms.get_mut(&vm.0) else {
+            return;
+        };
+        let Some(known) = entry.vcpus.remove(&vcpu.apic_id) else {
+            return;
+        };
         match self.pages.delete(&known.pidfd.as_raw_fd().to_ne_bytes()) {
             // The kernel drops a thread's page with the thread.
             Ok(()) => {}
             Err(error) if is_gone(&error) => {}
             Err(error) => {
-                warn!("VM {}: the page of APIC id {} stays pinned: {error}", entry.name, vcpu.apic_id);
+                warn!(
+                    "VM {}: the page of APIC id {} stays pinned: {error}",
+                    entry.name, vcpu.apic_id
+                );
             }
         }
     }
@@ -177,12 +221,22 @@ mod tests {
 
     #[test]
     fn a_blocked_kvm_run_is_recognised() {
-        assert_eq!(fd_of_kvm_run("16 0x1b 0xae80 0x0 0x0 0x0 0x0 0x7f 0x7f\n"), Some(27));
+        assert_eq!(
+            fd_of_kvm_run("16 0x1b 0xae80 0x0 0x0 0x0 0x0 0x7f 0x7f\n"),
+            Some(27)
+        );
     }
 
     #[test]
     fn other_calls_are_not_a_vcpu() {
-        for line in ["running\n", "", "16 0x1b 0xae81 0x0", "7 0x1b 0xae80", "16 27 0xae80", "16"] {
+        for line in [
+            "running\n",
+            "",
+            "16 0x1b 0xae81 0x0",
+            "7 0x1b 0xae80",
+            "16 27 0xae80",
+            "16",
+        ] {
             assert_eq!(fd_of_kvm_run(line), None, "{line:?}");
         }
     }

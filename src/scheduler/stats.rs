@@ -54,7 +54,10 @@ pub struct Metrics {
     pub nr_vms: u64,
     #[stat(desc = "vCPUs whose page is pinned")]
     pub nr_vcpus: u64,
-    #[stat(desc = "KVM functions that give hints; empty while KVM is not loaded", _om_skip)]
+    #[stat(
+        desc = "KVM functions that give hints; empty while KVM is not loaded",
+        _om_skip
+    )]
     pub hint_sources: String,
     #[stat(desc = "wake-ups that went straight to an idle CPU")]
     pub direct: u64,
@@ -96,11 +99,20 @@ pub struct Metrics {
     pub throttled: u64,
     #[stat(desc = "fair turns given although boosted vCPUs waited")]
     pub guarded: u64,
-    #[stat(desc = "hint to vCPU thread running: count below 1, 2, 4, ... microseconds", _om_skip)]
+    #[stat(
+        desc = "hint to vCPU thread running: count below 1, 2, 4, ... microseconds",
+        _om_skip
+    )]
     pub hint_to_running: Vec<u64>,
-    #[stat(desc = "hint to guest entered: count below 1, 2, 4, ... microseconds", _om_skip)]
+    #[stat(
+        desc = "hint to guest entered: count below 1, 2, 4, ... microseconds",
+        _om_skip
+    )]
     pub hint_to_entered: Vec<u64>,
-    #[stat(desc = "hint to taken by the guest: count below 1, 2, 4, ... microseconds", _om_skip)]
+    #[stat(
+        desc = "hint to taken by the guest: count below 1, 2, 4, ... microseconds",
+        _om_skip
+    )]
     pub hint_to_taken: Vec<u64>,
     #[stat(desc = "VMs by number")]
     pub vms: BTreeMap<u32, VmMetrics>,
@@ -219,7 +231,10 @@ pub fn server_data() -> StatsServerData<(), Metrics> {
         .add_meta(VcpuMetrics::meta())
         .add_meta(VmMetrics::meta())
         .add_meta(Metrics::meta())
-        .add_stats("top", Box::new(|_, (request, response)| answer(&request, &response)))
+        .add_stats(
+            "top",
+            Box::new(|_, (request, response)| answer(&request, &response)),
+        )
 }
 
 type Request = crossbeam::channel::Sender<()>;
@@ -240,14 +255,23 @@ mod tests {
         let mut text = Vec::new();
         server_data().describe_meta(&mut text, None).unwrap();
         let text = String::from_utf8(text).unwrap();
-        for name in ["nr_vms", "hints_timer", "hint_to_running", "boosts_irq", "published"] {
+        for name in [
+            "nr_vms",
+            "hints_timer",
+            "hint_to_running",
+            "boosts_irq",
+            "published",
+        ] {
             assert!(text.contains(name), "{name} is not described in:\n{text}");
         }
     }
 
     #[test]
     fn counters_of_cpus_add_up() {
-        let mut cpu = intf::pv_stats { direct: 3, ..intf::pv_stats::zeroed() };
+        let mut cpu = intf::pv_stats {
+            direct: 3,
+            ..intf::pv_stats::zeroed()
+        };
         cpu.stage[0][4] = 7;
         let mut sum = Metrics::default();
         sum.add_cpu(&cpu);
@@ -270,10 +294,19 @@ mod tests {
                 | prio << abi::PVSCHED_URGENCY_PRIO_SHIFT
                 | nice
         };
-        assert_eq!(describe_urgency(urgency(abi::PVSCHED_CLASS_RT, 90, 20)), "rt 90");
-        assert_eq!(describe_urgency(urgency(abi::PVSCHED_CLASS_NORMAL, 0, 15)), "normal -5");
+        assert_eq!(
+            describe_urgency(urgency(abi::PVSCHED_CLASS_RT, 90, 20)),
+            "rt 90"
+        );
+        assert_eq!(
+            describe_urgency(urgency(abi::PVSCHED_CLASS_NORMAL, 0, 15)),
+            "normal -5"
+        );
         assert_eq!(describe_urgency(0), "nothing");
         assert_eq!(describe_urgency(u64::MAX), "unknown");
-        assert_eq!(describe_applied(u64::from(abi::PVSCHED_APPLIED_NOTIFY) | 2), "boost: task");
+        assert_eq!(
+            describe_applied(u64::from(abi::PVSCHED_APPLIED_NOTIFY) | 2),
+            "boost: task"
+        );
     }
 }

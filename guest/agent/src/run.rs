@@ -44,8 +44,7 @@ pub fn run() -> Result<()> {
         match look()? {
             Found::Device(driver, info) => {
                 said = None;
-                publish(&driver, &info, &stop)?;
-                drop(driver);
+                publish(driver, &info, &stop)?;
                 wait_for_release();
             }
             Found::Nothing(why) => {
@@ -92,7 +91,7 @@ pub fn missing(info: &pvsched_info) -> &'static str {
 }
 
 /// Returns when the device goes or the agent shall stop.
-fn publish(driver: &Driver, info: &pvsched_info, stop: &AtomicBool) -> Result<()> {
+fn publish(driver: Driver, info: &pvsched_info, stop: &AtomicBool) -> Result<()> {
     let name = protocol_name(info);
     let Some(protocol) = program::find(&name, info.version) else {
         bail!(
@@ -116,6 +115,8 @@ fn publish(driver: &Driver, info: &pvsched_info, stop: &AtomicBool) -> Result<()
         // A signal does not always end the wait: ctrlc's own thread may have taken it.
         driver.wait(LOOK)?;
     }
+    // In this order: the programs go one by one, and half of them count entries without exits.
+    drop(driver);
     drop(attached);
     Ok(())
 }

@@ -48,7 +48,8 @@ pub struct Status {
 #[derive(Debug, Serialize)]
 pub struct Vcpu {
     pub cpu: u32,
-    pub apic_id: u32,
+    /// None while its page is not with the device.
+    pub apic_id: Option<u32>,
     #[serde(flatten)]
     pub page: PageState,
     pub words: Option<Words>,
@@ -176,7 +177,7 @@ impl Vcpu {
         let with_host = matches!(page, PageState::Set | PageState::Refused(_));
         Some(Self {
             cpu: info.cpu,
-            apic_id: info.apic_id,
+            apic_id: with_host.then_some(info.apic_id),
             page,
             words: with_host.then(|| Words::from(&info.page)),
         })
@@ -321,7 +322,8 @@ impl fmt::Display for Vcpu {
             PageState::Set => "set".to_string(),
             PageState::Refused(code) => format!("refused:{code}"),
         };
-        write!(f, "{:>4} {:>5} {page:<10}", self.cpu, self.apic_id)?;
+        let apic_id = self.apic_id.map_or("-".to_string(), |id| id.to_string());
+        write!(f, "{:>4} {apic_id:>5} {page:<10}", self.cpu)?;
         let Some(words) = &self.words else {
             return Ok(());
         };

@@ -2,19 +2,24 @@
 //! machine that has neither.
 //!
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
-//! Inside the host VM: [`guest`] boots guests. On both: [`agent`] and [`channel`] are the two ends
+//! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
+//! [`hog`] loads the host, and [`latency`] measures. On both: [`agent`] and [`channel`] are the two ends
 //! over which commands run in a machine.
 
 pub mod accel;
 pub mod agent;
 pub mod cache;
+pub mod chain;
 pub mod channel;
 pub mod checkout;
+pub mod daemon;
 pub mod guest;
 mod guest_initrd;
+pub mod hog;
 pub mod host_vm;
 mod initrd;
 pub mod kernels;
+pub mod latency;
 mod mirror;
 pub mod paths;
 pub mod prepare;

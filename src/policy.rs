@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The arithmetic of the policy: the native build of `bpf/policy.h`, the text that the BPF
+//! programs are compiled from. The functions are thin, safe calls; what they mean stands there.
+
+#[allow(
+    non_camel_case_types,
+    non_upper_case_globals,
+    dead_code,
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks
+)]
+mod native {
+    include!(concat!(env!("OUT_DIR"), "/policy.rs"));
+}
+
+pub use native::{PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS};
+
+macro_rules! pure {
+    ($($(#[$doc:meta])* $name:ident = $c:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name($($arg: $type),*) -> $out {
+                // SAFETY: a pure function of integers; every value is allowed.
+                unsafe { native::$c($($arg),*) }
+            }
+        )*
+    };
+}
+
+pure! {
+    /// Rank of an urgency word; 0 when it is not urgent.
+    rank = pv_rank(urgency: u64) -> u32;
+    /// Key of a boosted vCPU in its queue; the smallest goes first.
+    boost_key = pv_boost_key(rank: u32, now: u64) -> u64;
+    /// The rank that a key was made from.
+    key_rank = pv_key_rank(key: u64) -> u32;
+    /// Virtual time that `ran` ns cost at `weight`.
+    charge = pv_charge(ran: u64, weight: u64) -> u64;
+    /// CPU time in ns that a task got beyond its fair share.
+    lead = pv_lead(vtime: u64, queue_vtime: u64, weight: u64) -> i64;
+    /// Virtual time at which a task enters the fair queue.
+    enter_vtime = pv_enter_vtime(vtime: u64, queue_vtime: u64, slice: u64, waiting: u64) -> u64;
+    /// Length of a fair turn in ns.
+    slice = pv_slice(slice: u64, min: u64, waiting: u64) -> u64;
+    /// A debt that grew by `boosted` ns.
+    debt_add = pv_debt_add(debt: u64, boosted: u64) -> u64;
+    /// A debt that shrank by `unboosted` ns.
+    debt_repay = pv_debt_repay(debt: u64, unboosted: u64) -> u64;
+    /// Whether a budget counts as spent.
+    spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::abi;
+
+    const MS: u64 = 1_000_000;
+
+    fn urgency(class: u32, prio: u8, nice: u8) -> u64 {
+        u64::from(class) << abi::PVSCHED_URGENCY_CLASS_SHIFT
+            | u64::from(prio) << abi::PVSCHED_URGENCY_PRIO_SHIFT
+            | u64::from(nice)
+    }
+
+    /// Whether virtual time `a` is before `b`; it wraps around.
+    fn before(a: u64, b: u64) -> bool {
+        a.wrapping_sub(b) > u64::MAX / 2
+    }
+
+    proptest! {
+        #[test]
+        fn any_word_of_a_guest_has_a_rank_in_range(word: u64) {
+            prop_assert!(rank(word) <= PV_RANK_MAX);
+        }
+
+        #[test]
+        fn rank_is_monotone_in_urgency(a in 1u8..=99, b in 1u8..=99, nice in 0u8..40) {
+            let (rt_a, rt_b) =
+                (rank(urgency(abi::PVSCHED_CLASS_RT, a, nice)), rank(urgency(abi::PVSCHED_CLASS_RT, b, nice)));
+            prop_assert_eq!(a.cmp(&b), rt_a.cmp(&rt_b));
+            prop_assert!(rt_a > PV_RANK_IRQ);
+            prop_assert!(rt_a < rank(urgency(abi::PVSCHED_CLASS_DEADLINE, 0, nice)));
+            for class in [abi::PVSCHED_CLASS_NONE, abi::PVSCHED_CLASS_IDLE_CPU, abi::PVSCHED_CLASS_IDLE,
+                          abi::PVSCHED_CLASS_BATCH, abi::PVSCHED_CLASS_NORMAL, 7, 255] {
+                prop_assert_eq!(rank(urgency(class, a, nice)), PV_RANK_NONE);
+            }
+        }
+
+        #[test]
+        fn the_more_urgent_goes_first_and_equals_in_order_of_arrival(
+            a in 1..=PV_RANK_MAX, b in 1..=PV_RANK_MAX, t in 0u64..1 << 57, later in 1000u64..1 << 40,
+        ) {
+            prop_assert_eq!(key_rank(boost_key(a, t)), a);
+            if a > b {
+                prop_assert!(boost_key(a, t + later) < boost_key(b, t));
+            }
+            prop_assert!(boost_key(a, t) < boost_key(a, t + later));
+        }
+
+        #[test]
+        fn a_heavier_task_is_charged_less(ran in 0u64..1 << 40, w in 1u64..10_000, more in 1u64..10_000) {
+            prop_assert!(charge(ran, w + more) <= charge(ran, w));
+            prop_assert_eq!(charge(ran, 100), ran);
+        }
+
+        #[test]
+        fn lead_undoes_charge(ran in 0u64..1 << 40, w in 1u64..=10_000, queue: u64) {
+            let lead = lead(queue.wrapping_add(charge(ran, w)), queue, w);
+            let ran = i64::try_from(ran).unwrap();
+            // The charge rounds down, by less than one unit of vtime: w / 100 ns.
+            prop_assert!(lead <= ran && ran - lead <= i64::try_from(w).unwrap() / 100 + 1);
+        }
+
+        #[test]
+        fn a_task_enters_neither_far_behind_nor_far_ahead(
+            vtime: u64, queue: u64, slice in MS / 10..100 * MS, waiting in 0u64..100_000,
+        ) {
+            let at = enter_vtime(vtime, queue, slice, waiting);
+            prop_assert!(!before(at, queue.wrapping_sub(slice)));
+            prop_assert!(!before(queue.wrapping_add(PV_STARVATION_NS / (waiting + 1)), at));
+            // Within the limits it stays where it is.
+            prop_assert_eq!(enter_vtime(at, queue, slice, waiting), at);
+        }
+
+        #[test]
+        fn a_turn_shrinks_with_those_who_wait_down_to_the_minimum(
+            slice_ns in MS / 10..100 * MS, min in MS / 10..10 * MS, waiting in 0u64..10_000,
+        ) {
+            let turn = slice(slice_ns, min, waiting);
+            prop_assert!(turn >= min && turn <= slice_ns.max(min));
+            prop_assert!(slice(slice_ns, min, waiting + 1) <= turn);
+        }
+
+        #[test]
+        fn a_debt_is_never_negative_and_never_wraps(debt: u64, a: u64, b: u64) {
+            prop_assert!(debt_add(debt, a) >= debt);
+            prop_assert!(debt_repay(debt, b) <= debt);
+            prop_assert!(debt_repay(debt_add(debt, a), a) <= debt);
+        }
+
+        #[test]
+        fn a_spent_budget_stays_spent_until_repaid(debt: u64, budget: u64, resume: u64) {
+            let resume = resume.min(budget);
+            prop_assert_eq!(spent(false, debt, budget, resume), debt > budget);
+            prop_assert_eq!(spent(true, debt, budget, resume), debt > resume);
+        }
+
+        /// One CPU shared by any weights, where the task furthest behind always runs: nobody's
+        /// use is further from its share than two turns.
+        #[test]
+        fn shares_converge_to_the_weights(weights in prop::collection::vec(10u64..1000, 2..6)) {
+            let turn = 4 * MS;
+            let mut vtime = vec![0u64; weights.len()];
+            let mut ran = vec![0u64; weights.len()];
+            for _ in 0..2000 {
+                let next = (0..vtime.len()).min_by_key(|&i| vtime[i]).unwrap();
+                vtime[next] += charge(turn, weights[next]);
+                ran[next] += turn;
+            }
+            let total: u64 = weights.iter().sum();
+            for (ran, weight) in ran.iter().zip(&weights) {
+                let fair = 2000 * turn * weight / total;
+                prop_assert!(ran.abs_diff(fair) <= 2 * turn * weights.len() as u64, "{} of {}", ran, fair);
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Wake-up latency of a real-time task in a guest, as cyclictest measures it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use serde_json::Value;
+
+use crate::channel::Job;
+use crate::guest::Guest;
+
+/// Beyond this, in microseconds, cyclictest counts a latency but does not keep it.
+const KEPT_US: u64 = 300_000;
+
+/// How much longer than its duration a measurement may take: cyclictest sets up and ends by means
+/// of ordinary tasks, which get little of a contended and emulated processor.
+const MARGIN: Duration = Duration::from_secs(90);
+
+const RESULT: &str = "/tmp/cyclictest.json";
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Cyclictest {
+    /// The guest CPU it runs on.
+    pub cpu: u32,
+    /// `SCHED_FIFO` priority.
+    pub priority: u32,
+    /// Time from one wake-up to the next.
+    pub interval: Duration,
+    pub duration: Duration,
+}
+
+impl Default for Cyclictest {
+    fn default() -> Self {
+        Self {
+            cpu: 1,
+            priority: 90,
+            interval: Duration::from_millis(10),
+            duration: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Cyclictest {
+    fn command(&self) -> String {
+        format!(
+            "rm -f {RESULT}; cyclictest -q -m -p {} -i {} -a {} -t 1 -h {KEPT_US} -D {} \
+             --histfile=/dev/null --json={RESULT} >/tmp/cyclictest.log 2>&1 || \
+             {{ cat /tmp/cyclictest.log >&2; exit 1; }}; cat {RESULT}",
+            self.priority,
+            self.interval.as_micros(),
+            self.cpu,
+            self.duration.as_secs().max(1)
+        )
+    }
+
+    /// Runs to the end.
+    pub fn run(&self, guest: &Guest) -> Result<Histogram> {
+        let output = guest
+            .exec(&self.command(), self.duration + MARGIN)?
+            .ok()
+            .context("cyclictest")?;
+        Histogram::parse(&output)
+    }
+}
+
+/// Ordinary tasks in a guest that never sleep, one on each of some CPUs. With them a vCPU never
+/// halts, so that a wake-up finds it running or waiting for a processor, as in a busy VM.
+pub struct GuestLoad(Vec<Job>);
+
+impl GuestLoad {
+    pub fn start(guest: &Guest, cpus: impl IntoIterator<Item = u32>) -> Result<Self> {
+        let start = |cpu| {
+            guest.spawn(&format!(
+                "exec taskset -c {cpu} sh -c 'while :; do :; done'"
+            ))
+        };
+        Ok(Self(cpus.into_iter().map(start).collect::<Result<_>>()?))
+    }
+}
+
+impl Drop for GuestLoad {
+    fn drop(&mut self) {
+        for job in &self.0 {
+            // Fails only for a guest that has gone, and the load with it.
+            let _ = job.kill();
+        }
+    }
+}
+
+/// Latencies in whole microseconds, and how often each was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Histogram(BTreeMap<u64, u64>);
+
+impl Histogram {
+    /// From what cyclictest writes as JSON. Samples it did not keep count as its maximum.
+    pub fn parse(json: &str) -> Result<Self> {
+        let value: Value = serde_json::from_str(json).context("cyclictest's JSON")?;
+        let thread = &value["thread"]["0"];
+        let mut counts = BTreeMap::new();
+        for (us, count) in thread["histogram"]
+            .as_object()
+            .context("it has no histogram")?
+        {
+            let count = count.as_u64().context("a count is no number")?;
+            counts.insert(us.parse().context("a latency is no number")?, count);
+        }
+        let total = thread["cycles"]
+            .as_u64()
+            .context("it does not say how many cycles ran")?;
+        let max = thread["max"]
+            .as_u64()
+            .context("it does not say the maximum")?;
+        let kept: u64 = counts.values().sum();
+        let lost = total.saturating_sub(kept);
+        if lost > 0 {
+            *counts.entry(max).or_default() += lost;
+        }
+        ensure!(total > 0, "cyclictest did not run a single cycle");
+        Ok(Self(counts))
+    }
+
+    pub fn samples(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    /// The smallest latency that a share (0..=1) of the samples do not exceed; 0 without samples.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn quantile(&self, share: f64) -> u64 {
+        let wanted = share * self.samples() as f64;
+        let mut seen = 0;
+        for (us, count) in &self.0 {
+            seen += count;
+            if seen as f64 >= wanted {
+                return *us;
+            }
+        }
+        self.max()
+    }
+
+    pub fn p50(&self) -> u64 {
+        self.quantile(0.5)
+    }
+
+    pub fn p90(&self) -> u64 {
+        self.quantile(0.9)
+    }
+
+    pub fn p99(&self) -> u64 {
+        self.quantile(0.99)
+    }
+
+    pub fn max(&self) -> u64 {
+        self.0.keys().next_back().copied().unwrap_or_default()
+    }
+
+    /// Each latency seen with its count.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.iter().map(|(us, count)| (*us, *count))
+    }
+
+    /// Adds another measurement's samples.
+    pub fn add(&mut self, other: &Self) {
+        for (us, count) in &other.0 {
+            *self.0.entry(*us).or_default() += count;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn histogram(counts: &[(u64, u64)]) -> Histogram {
+        Histogram(counts.iter().copied().collect())
+    }
+
+    #[test]
+    fn cyclictests_json_is_read() {
+        let json =
+            r#"{"thread":{"0":{"histogram":{"28":2,"1239":1},"cycles":3,"min":28,"max":1239}}}"#;
+        assert_eq!(
+            Histogram::parse(json).unwrap(),
+            histogram(&[(28, 2), (1239, 1)])
+        );
+    }
+
+    #[test]
+    fn samples_beyond_the_kept_range_count_as_the_maximum() {
+        let json = r#"{"thread":{"0":{"histogram":{"28":2},"cycles":4,"min":28,"max":900000}}}"#;
+        assert_eq!(
+            Histogram::parse(json).unwrap(),
+            histogram(&[(28, 2), (900_000, 2)])
+        );
+    }
+
+    #[test]
+    fn a_measurement_without_samples_is_an_error() {
+        let json = r#"{"thread":{"0":{"histogram":{},"cycles":0,"min":0,"max":0}}}"#;
+        assert!(Histogram::parse(json).is_err());
+    }
+
+    #[test]
+    fn quantiles_are_latencies_that_were_seen() {
+        let histogram = histogram(&[(10, 90), (100, 9), (1000, 1)]);
+        assert_eq!(
+            (
+                histogram.p50(),
+                histogram.p90(),
+                histogram.p99(),
+                histogram.max()
+            ),
+            (10, 10, 100, 1000)
+        );
+    }
+
+    #[test]
+    fn pooling_adds_samples() {
+        let mut pooled = histogram(&[(10, 1), (20, 1)]);
+        pooled.add(&histogram(&[(20, 2), (30, 1)]));
+        assert_eq!(pooled, histogram(&[(10, 1), (20, 3), (30, 1)]));
+    }
+}
