@@ -70,9 +70,10 @@ fn complaints(log: &str, expected_exits: &[&str]) -> Vec<String> {
 
 /// `sched_ext: BPF scheduler "NAME" disabled (REASON)` with another reason than expected.
 fn bad_exit(line: &str, expected: &[&str]) -> bool {
-    let Some((_, reason)) = line.split_once("sched_ext: ").and_then(|(_, exit)| {
-        exit.split_once(" disabled (")
-    }) else {
+    let Some((_, reason)) = line
+        .split_once("sched_ext: ")
+        .and_then(|(_, exit)| exit.split_once(" disabled ("))
+    else {
         return false;
     };
     !expected
