@@ -1,13 +1,24 @@
 //! Whether the machine's own virtualisation can carry the host VM, or QEMU emulates it.
 
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
 use clap::ValueEnum;
+
+use crate::cache::Cache;
+use crate::checkout::Checkout;
+use crate::host_vm::{End, Options, Setup};
 
 /// How the host VM's processors come about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
-    /// The machine's KVM, with its own virtualisation passed on.
+    /// KVM where a trial shows that it carries guests within the VM, else emulation
+    Auto,
+    /// The machine's KVM, with its own virtualisation passed on
     Kvm,
-    /// QEMU's emulation, of an AMD processor with virtualisation.
+    /// QEMU's emulation, of an AMD processor with virtualisation
     Tcg,
 }
 
@@ -16,7 +27,42 @@ impl Accel {
     pub fn options(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Auto | Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
         }
     }
+
+    /// Settles `Auto` by a trial, whose verdict is kept until the machine boots anew: that
+    /// /dev/kvm exists says little on a machine that is itself virtual.
+    pub fn settle(self, cache: &Cache, checkout: &Checkout, options: &Options) -> Result<Self> {
+        if self != Self::Auto {
+            return Ok(self);
+        }
+        if !Path::new("/dev/kvm").exists() {
+            return Ok(Self::Tcg);
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let known = fs::read_to_string(cache.verdict()).unwrap_or_default();
+        let accel = match known.strip_prefix(&boot) {
+            Some("kvm") => return Ok(Self::Kvm),
+            Some("tcg") => return Ok(Self::Tcg),
+            _ if trial(cache, checkout, options).unwrap_or(false) => Self::Kvm,
+            _ => Self::Tcg,
+        };
+        let verdict = if accel == Self::Kvm { "kvm" } else { "tcg" };
+        eprintln!("lab: tried the machine's KVM; using {verdict}");
+        fs::write(cache.verdict(), format!("{boot}{verdict}"))?;
+        Ok(accel)
+    }
+}
+
+/// Boots the host VM under KVM and a guest within it, both quick if they work at all.
+fn trial(cache: &Cache, checkout: &Checkout, options: &Options) -> Result<bool> {
+    let options = Options {
+        accel: Accel::Kvm,
+        ..options.clone()
+    };
+    let setup = Setup::new(cache, checkout, &options)?;
+    let mut vm = setup.boot_within(Duration::from_secs(20))?;
+    let guest = ["/lab/run/pvsched-lab", "guest", "--", "true"];
+    Ok(vm.run(&guest, Duration::from_secs(30), |_| Ok(()))? == End::Exit(0))
 }

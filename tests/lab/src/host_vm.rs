@@ -22,8 +22,8 @@ use crate::qemu::{Arguments, Qemu, COMMAND_LINE};
 use crate::root::Root;
 use crate::topology::Topology;
 
-/// From power-on to the agent's greeting; measured at 5 to 10 s on an idle machine.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
+/// From power-on to the agent's greeting; measured at 16 to 30 s on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The agent speaks every 2 s, so this long a silence is a machine that has hung.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -119,6 +119,27 @@ impl<'a> Setup<'a> {
         })
     }
 
+    pub(crate) fn root(&self) -> &Root {
+        &self.root
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// The folder with what belongs to this run.
+    pub(crate) fn share(&self) -> PathBuf {
+        self.folder.path().join("share")
+    }
+
+    pub(crate) fn binaries(&self) -> &Path {
+        &self.options.binaries
+    }
+
+    pub(crate) fn out(&self) -> &Path {
+        &self.options.out
+    }
+
     pub fn console(&self) -> PathBuf {
         self.folder.path().join("console.log")
     }
@@ -149,7 +170,7 @@ impl<'a> Setup<'a> {
             .console(&self.console())
             .share("root", self.root.path(), false)
             .share("kernels", self.kernels.path(), false)
-            .share("run", &path.join("share"), false)
+            .share("run", &self.share(), false)
             .share("src", &self.checkout.path, false)
             .share("bin", binaries, false)
             .share("out", out, true)
@@ -179,12 +200,12 @@ impl<'a> Setup<'a> {
     /// our own making go unseen.
     pub fn boot(&'a self) -> Result<HostVm<'a>> {
         let start = Instant::now();
-        let first = match self.boot_once() {
+        let first = match self.boot_within(BOOT_LIMIT) {
             Ok(vm) => return Ok(vm),
             Err(error) => error,
         };
         let vm = self
-            .boot_once()
+            .boot_within(BOOT_LIMIT)
             .context("the host VM did not boot, twice")?;
         let seconds = start.elapsed().as_secs();
         eprintln!("lab: retried boot 1×: host VM, up after {seconds} s; before: {first:#}");
@@ -192,7 +213,7 @@ impl<'a> Setup<'a> {
     }
 
     /// One try to boot.
-    pub fn boot_once(&'a self) -> Result<HostVm<'a>> {
+    pub fn boot_within(&'a self, limit: Duration) -> Result<HostVm<'a>> {
         let socket = self.folder.path().join("agent.sock");
         if socket.exists() {
             fs::remove_file(&socket)?;
@@ -202,7 +223,7 @@ impl<'a> Setup<'a> {
         arguments.agent(&socket);
         let mut qemu = Qemu::start(self.command(&mut arguments, "").stdin(Stdio::null()))?;
         let channel = Channel::accept(&listener, || qemu.running())?;
-        if !channel.wait_up(BOOT_LIMIT) {
+        if !channel.wait_up(limit) {
             let what = if channel.closed() { "stopped" } else { "hung" };
             bail!(
                 "it {what} in boot; its console ends so:\n{}",

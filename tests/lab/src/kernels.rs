@@ -9,8 +9,8 @@ use std::str::FromStr;
 use anyhow::{bail, Context, Error, Result};
 
 use crate::cache::Cache;
-use crate::process;
 use crate::root::Root;
+use crate::{process, vmlinux};
 
 /// A kernel series. The patch release is whatever the archive has: it drops the older ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Kernels {
         Ok(release.trim_end().to_owned())
     }
 
-    /// The folder of a release: `vmlinuz`, `config`, `modules/RELEASE`.
+    /// The folder of a release: `vmlinux`, `config`, `modules/RELEASE`.
     pub fn folder(&self, release: &str) -> PathBuf {
         self.0.join(release)
     }
@@ -99,7 +99,7 @@ impl Kernels {
     pub fn complete(&self) -> bool {
         Kernel::ALL.into_iter().all(|kernel| {
             self.release(kernel)
-                .is_ok_and(|release| self.folder(&release).exists())
+                .is_ok_and(|release| self.folder(&release).join("vmlinux").exists())
         })
     }
 
@@ -124,7 +124,7 @@ impl Kernels {
             let release = newest(&names, kernel.prefix(), with_headers).with_context(|| {
                 format!("the archive has no kernel for {kernel}; choose another in kernels.rs")
             })?;
-            if !self.folder(&release).exists() {
+            if !self.folder(&release).join("vmlinux").exists() {
                 eprintln!("lab: fetching kernel {release}");
                 self.fetch(root, cache, &release, with_headers)
                     .with_context(|| format!("kernel {release}"))?;
@@ -159,6 +159,8 @@ impl Kernels {
             fs::rename(&from, ready.join(name))
                 .with_context(|| format!("the packages of {release} have no {name}"))?;
         }
+        let image = vmlinux::extract(&fs::read(ready.join("vmlinuz"))?, root)?;
+        fs::write(ready.join("vmlinux"), image)?;
         fs::rename(&modules, ready.join("modules").join(release))?;
         let mut depmod = root.enter_with(&ready, "sh");
         // depmod wants the tree under lib/modules.
@@ -170,7 +172,11 @@ impl Kernels {
             download(root, cache, &debs, &header_packages(root, release)?)?;
             unpack(&debs, root.path(), cache)?;
         }
-        fs::rename(&ready, self.folder(release))?;
+        let folder = self.folder(release);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::rename(&ready, folder)?;
         Ok(())
     }
 }

@@ -9,15 +9,17 @@ use anyhow::{ensure, Result};
 use clap::{Args, Parser, Subcommand};
 
 use pvsched_lab::accel::Accel;
-use pvsched_lab::agent;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
 use pvsched_lab::checkout::Checkout;
+use pvsched_lab::demo;
 use pvsched_lab::guest::Guest;
+use pvsched_lab::here;
 use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
 use pvsched_lab::kernels::Kernel;
 use pvsched_lab::prepare::{prepare, sweep};
 use pvsched_lab::topology::Topology;
+use pvsched_lab::{agent, module};
 
 /// The lab itself failed; the command's own statuses pass through.
 const LAB_FAILED: u8 = 125;
@@ -56,8 +58,12 @@ enum Action {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Build the guest driver for the kernels that have headers
+    Module,
     /// Inside the host VM: boot a guest and run a command in it
     Guest(GuestArgs),
+    /// Compare the kernel's scheduler and scx_pvsched side by side
+    Demo(DemoArgs),
     /// Inside a VM: serve the lab's port
     #[command(hide = true)]
     Agent {
@@ -81,6 +87,9 @@ struct HostArgs {
     /// Memory
     #[arg(long, default_value = "4G", value_name = "SIZE")]
     memory: String,
+    /// How the host VM's processors come about
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    accel: Accel,
     /// The target folder's binaries that become /usr/local/bin
     #[arg(long, default_value = "release", value_name = "FOLDER")]
     profile: String,
@@ -117,6 +126,20 @@ struct GuestArgs {
     command: Vec<String>,
 }
 
+#[derive(Args)]
+struct DemoArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    options: demo::Options,
+    /// Use this machine's kernel instead of a host VM; it needs sched_ext and KVM
+    #[arg(long)]
+    here: bool,
+    /// What runs inside the host VM; the report goes to --out
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().action) {
         Ok(status) => ExitCode::from(status),
@@ -142,10 +165,19 @@ fn act(action: Action) -> Result<u8> {
         Action::Shell { host } => {
             let (cache, checkout) = (Cache::open()?, Checkout::find()?);
             let _lock = prepare(&cache, false)?;
-            let options = options(host, &checkout)?;
+            let mut options = options(host, &checkout)?;
+            options.accel = options.accel.settle(&cache, &checkout, &options)?;
             Setup::new(&cache, &checkout, &options)?.shell()?;
         }
+        Action::Module => {
+            let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+            let _lock = prepare(&cache, false)?;
+            for module in module::build(&cache, &checkout)? {
+                println!("{}", module.display());
+            }
+        }
         Action::Guest(args) => return guest(args),
+        Action::Demo(args) => return demonstrate(args),
         Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
     }
     Ok(0)
@@ -164,7 +196,7 @@ fn options(host: HostArgs, checkout: &Checkout) -> Result<Options> {
         kernel: host.kernel,
         topology,
         memory: host.memory,
-        accel: Accel::Tcg,
+        accel: host.accel,
         binaries: checkout.binaries(&host.profile),
         out: host.out.unwrap_or_else(|| checkout.lab().join("out")),
     })
@@ -192,7 +224,8 @@ fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     sweep(&cache)?;
     let _lock = prepare(&cache, false)?;
-    let options = options(host, &checkout)?;
+    let mut options = options(host, &checkout)?;
+    options.accel = options.accel.settle(&cache, &checkout, &options)?;
     let setup = Setup::new(&cache, &checkout, &options)?;
     let start = Instant::now();
     let mut vm = setup.boot()?;
@@ -248,4 +281,49 @@ fn guest(args: GuestArgs) -> Result<u8> {
             Event::Silence => {}
         }
     }
+}
+
+/// The time that a demonstration may take beyond its own estimate: booting a guest on a busy
+/// machine, loading the scheduler once for each round, and several times that where it is slow.
+const DEMO_MARGIN: Duration = Duration::from_secs(600);
+
+fn demonstrate(args: DemoArgs) -> Result<u8> {
+    let DemoArgs {
+        mut host,
+        options,
+        here,
+        inside,
+    } = args;
+    if inside {
+        let out = host.out.unwrap_or_else(|| PathBuf::from("/out"));
+        demo::measure(&options, &out)?;
+        return Ok(0);
+    }
+    let checkout = Checkout::find()?;
+    let out = host
+        .out
+        .get_or_insert_with(|| checkout.path.join("target/demo"))
+        .clone();
+    let mut command = ["pvsched-lab", "demo", "--inside"]
+        .map(str::to_owned)
+        .to_vec();
+    command.extend(options.arguments());
+    let status = if here {
+        here::check()?;
+        let cache = Cache::open()?;
+        sweep(&cache)?;
+        let _lock = prepare(&cache, false)?;
+        let host = self::options(host, &checkout)?;
+        let setup = Setup::new(&cache, &checkout, &host)?;
+        let status = here::command(&setup, &command).status()?;
+        clamp(agent::exit_code(status))
+    } else {
+        run(host, 3 * options.estimate() + DEMO_MARGIN, &command)?
+    };
+    if status == 0 {
+        let report = out.join("report.json");
+        demo::add_machine(&report)?;
+        println!("report: {}", report.display());
+    }
+    Ok(status)
 }

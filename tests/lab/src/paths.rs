@@ -3,7 +3,7 @@
 /// The virtio-serial port of the agent.
 pub const PORT_NAME: &str = "pvsched.lab";
 
-/// In the host VM: the kernels of the cache (`RELEASE/{vmlinuz,config,modules}`).
+/// In the host VM: the kernels of the cache (`RELEASE/{vmlinux,config,modules}`).
 pub const KERNELS: &str = "/lab/kernels";
 
 /// In the host VM: what belongs to this run (the lab's binary, the guests' initrds).
@@ -14,6 +14,9 @@ pub const NOTES: &str = "/run/pvsched-lab-notes";
 
 /// In the host VM: the checkout, read-only.
 pub const CHECKOUT: &str = "/src/scx_pvsched";
+
+/// In the host VM: the seconds it took to boot, which tell how fast the machine is just now.
+pub const BOOT_SECONDS: &str = "/run/pvsched-lab-boot-seconds";
 
 /// The file name of a guest kernel's initrd in [`RUN`].
 pub fn guest_initrd(release: &str) -> String {

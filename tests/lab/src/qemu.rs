@@ -95,7 +95,7 @@ impl Arguments {
     }
 
     pub fn kernel(&mut self, folder: &Path, initrd: &Path, command_line: &str) -> &mut Self {
-        self.option("-kernel", folder.join("vmlinuz"))
+        self.option("-kernel", folder.join("vmlinux"))
             .option("-initrd", initrd)
             .option("-append", command_line)
     }

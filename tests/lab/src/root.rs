@@ -36,7 +36,9 @@ const PACKAGES: &[&str] = &[
     "rt-tests",
     "socat",
     "stress-ng",
+    "xz-utils",
     "zlib1g",
+    "zstd",
 ];
 
 /// Where the host VM mounts what does not come with the root.

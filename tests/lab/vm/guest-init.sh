@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # First process of a guest: the file systems, the settings that measuring needs, then the agent.
 # The guest driver is left to whoever wants it: `guest-up` loads it.
 

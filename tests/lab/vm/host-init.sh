@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # First process of the host VM: puts the root together and hands over to host-main.sh in it.
 # The root is shared read-only by every run; what this one writes goes to memory.
 set -e

@@ -26,6 +26,8 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/lab/ru
 export HOME=/root LC_ALL=C.UTF-8 PVSCHED_LAB=host
 cd /src/scx_pvsched || cd /
 echo "lab: starting the agent" >/dev/kmsg
+# Guests take their boot limit from it.
+cut -d. -f1 /proc/uptime >/run/pvsched-lab-boot-seconds
 
 if [ -n "$LAB_SHELL" ]; then
 	stty rows "${LAB_ROWS:-24}" cols "${LAB_COLUMNS:-80}" </dev/hvc0
