@@ -30,10 +30,10 @@ pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 pub const REATTACH: Duration = Duration::from_secs(2);
 
 /// Things that happen at once, on emulated CPUs that share two real ones.
-pub const AT_ONCE: Duration = Duration::from_secs(5);
+pub const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Loading and starting takes 2 s on an idle machine; a busy one is up to 10 times slower.
-pub const START: Duration = Duration::from_secs(30);
+/// Loading and starting takes 2 s on an idle machine; a busy one is many times slower.
+pub const START: Duration = Duration::from_secs(60);
 
 /// A guest command that does not wait for anything.
-pub const COMMAND: Duration = Duration::from_secs(30);
+pub const COMMAND: Duration = Duration::from_secs(60);

@@ -109,7 +109,7 @@ fn four_guests_at_a_time_are_told_apart_and_leave_nothing() -> Result<()> {
             let own = known.find(|(_, known)| known["name"] == vm.guest.name());
             let tid = own.map(|(_, known)| &known["vcpus"]["0"]["tid"]);
             ensure!(
-                tid == Some(&threads[0].into()),
+                tid == Some(&Value::from(threads[0])),
                 "{} in {stats}",
                 vm.guest.name()
             );
