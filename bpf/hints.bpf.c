@@ -87,7 +87,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 		goto release;
 	}
 	rank = expected_rank(t);
-	target = cpu_to_take(p, here, rank);
+	target = cpu_to_take(p, here, rank, now);
 	c = cpu_of(target);
 	if (!c) {
 		WRITE_ONCE(t->posted, 0);

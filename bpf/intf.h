@@ -114,6 +114,7 @@ struct pv_cpu {
 	u32 llc;
 	u32 rank;		/* of the vCPU that runs boosted, else 0 */
 	u64 turn_end;		/* ns; end of the fair turn that runs, 0 none */
+	u64 guarded_until;	/* ns; until then no boost interrupts its fair turn */
 	u32 give_way;		/* a task with a better claim than the one that runs waits */
 	u32 next_llc;
 	u64 boosted_since;	/* ns; since when it gives boosted turns only, 0 not */

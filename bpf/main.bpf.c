@@ -79,8 +79,8 @@ static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32
 	COUNT(enqueued_boost);
 	if (kick_idle(p))
 		return;
-	target = cpu_to_take(p, cpu, rank);
-	if (may_take(p, target, rank)) {
+	target = cpu_to_take(p, cpu, rank, now);
+	if (may_take(p, target, rank, now)) {
 		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 		COUNT(preempted);
 	}
@@ -116,6 +116,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	l = llc_of(llc);
 	if (!l)
 		return;
+	dsq = is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
 	waiting = waiting_per_cpu(llc, l);
 	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
 
@@ -128,10 +129,10 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		 * posts it, or the judgement below sees the hint. The
 		 * exchanges on both sides are full barriers.
 		 */
-		t->dsq = FAIR_DSQ(llc);
+		t->dsq = dsq;
 		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
 		rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
-		if (rank && !is_pinned(p)) {
+		if (rank) {
 			enqueue_boosted(p, t, cpu, rank, now, enq_flags);
 			return;
 		}
@@ -139,8 +140,6 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 
 	slice = pv_slice(slice_ns, slice_min_ns, waiting);
-	dsq = is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
-	t->dsq = dsq;
 	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
 	COUNT(enqueued_fair);
 
@@ -219,7 +218,7 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 	task_charge(t, prev->scx.weight, now);
 	page = page_of(prev, t);
 	verdict = boost_judge(t, page, task_lead(prev, t, l), now);
-	if (!VERDICT_RANK(verdict) || first_rank(llc) > VERDICT_RANK(verdict))
+	if (!VERDICT_RANK(verdict) || first_rank(llc, cpu) > VERDICT_RANK(verdict))
 		return false;
 	if (c->turn_end && now >= c->turn_end) {
 		t->extra_turn = 1;
@@ -239,7 +238,6 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 	u32 llc = llc_of_cpu(cpu);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
-	bool fair_first;
 
 	if (!c || !l)
 		return;
@@ -247,14 +245,20 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 
 	/*
 	 * However many vCPUs are urgent, each CPU gives a fair turn now and
-	 * then, so that nothing on the host ever stops.
+	 * then, so that nothing on the host ever stops. That turn is not
+	 * interrupted.
 	 */
-	fair_first = guard_is_due(c, now) &&
-		     (scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
-		      scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0);
-	if (fair_first && dispatch_fair(cpu, llc, c, l)) {
-		COUNT(guarded);
+	if (may_stay && now < c->guarded_until) {
+		scx_bpf_task_set_slice(prev, c->guarded_until - now);
 		return;
+	}
+	if (guard_is_due(c, now) && (scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
+				     scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0)) {
+		WRITE_ONCE(c->guarded_until, now + slice_min_ns);
+		if (dispatch_fair(cpu, llc, c, l)) {
+			COUNT(guarded);
+			return;
+		}
 	}
 
 	if (may_stay && keep_boosted(prev, cpu))
@@ -262,7 +266,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 	if (scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0))
 		return;
 	/* Interrupted for a vCPU that another CPU took meanwhile: the turn goes on. */
-	if (may_stay && now < c->turn_end && !READ_ONCE(c->give_way)) {
+	if (may_stay && now + slice_min_ns / 2 < c->turn_end && !READ_ONCE(c->give_way)) {
 		scx_bpf_task_set_slice(prev, c->turn_end - now);
 		COUNT(resumed);
 		return;
@@ -347,8 +351,12 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 	if (!VERDICT_RANK(verdict) && t->rank)
 		COUNT(ended_tick);
 	boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
-	/* dispatch() decides whether the boosted turn ends or becomes a fair one. */
-	if ((!VERDICT_RANK(verdict) && t->extra_turn) || guard_is_due(c, now))
+	/*
+	 * A boosted turn is over when the boost is, a fair one at its end also
+	 * where a boost prolonged the slice. dispatch() decides who is next.
+	 */
+	if ((!VERDICT_RANK(verdict) && (t->extra_turn || now >= c->turn_end)) ||
+	    guard_is_due(c, now))
 		scx_bpf_task_set_slice(p, 0);
 }
 

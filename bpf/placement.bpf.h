@@ -13,11 +13,12 @@
 #include "queues.bpf.h"
 
 /* Whether @cpu runs something that a vCPU of @rank may interrupt. */
-static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank)
+static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank, u64 now)
 {
 	struct pv_cpu *c = cpu_of(cpu);
 
-	return c && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && READ_ONCE(c->rank) < rank;
+	return c && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && READ_ONCE(c->rank) < rank &&
+	       now >= READ_ONCE(c->guarded_until);
 }
 
 /*
@@ -26,17 +27,17 @@ static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank)
  * whose caches it knows; else any other. When all run something at least as
  * urgent the answer is its last CPU, and the queue decides when it is its turn.
  */
-static inline s32 cpu_to_take(struct task_struct *p, s32 here, u32 rank)
+static inline s32 cpu_to_take(struct task_struct *p, s32 here, u32 rank, u64 now)
 {
 	s32 last = scx_bpf_task_cpu(p);
 	s32 other;
 
-	if (may_take(p, here, rank))
+	if (may_take(p, here, rank, now))
 		return here;
-	if (may_take(p, last, rank))
+	if (may_take(p, last, rank, now))
 		return last;
 	other = scx_bpf_pick_any_cpu(p->cpus_ptr, 0);
-	if (other >= 0 && may_take(p, other, rank))
+	if (other >= 0 && may_take(p, other, rank, now))
 		return other;
 	return last;
 }

@@ -116,15 +116,17 @@ static inline void take_posts(struct pv_cpu *c, u32 llc)
 	}
 }
 
-/* The rank of the first in the boost queue of @llc. */
-__noinline u32 first_rank(u32 llc)
+/* The rank of the first in the boost queue of @llc, if it may run on @cpu. */
+__noinline u32 first_rank(u32 llc, s32 cpu)
 {
 	struct task_struct *p;
 
 	if (scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) <= 0)
 		return PV_RANK_NONE;
 	p = __COMPAT_scx_bpf_dsq_peek(BOOST_DSQ(llc));
-	return p ? pv_key_rank(p->scx.dsq_vtime) : PV_RANK_NONE;
+	if (!p || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return PV_RANK_NONE;
+	return pv_key_rank(p->scx.dsq_vtime);
 }
 
 #endif /* PVSCHED_QUEUES_BPF_H */

@@ -510,9 +510,11 @@ static void pvsched_stop(struct pvsched *pv)
 	/* An interrupt may have come before the reset. */
 	cancel_work_sync(&pv->event_work);
 	pv->vdev->config->del_vqs(pv->vdev);
+	mutex_lock(&pvsched_lock);
 	for_each_possible_cpu(cpu)
 		pv->cpus[cpu].set = false;
 	pv->set_count = 0;
+	mutex_unlock(&pvsched_lock);
 }
 
 /*
@@ -809,13 +811,16 @@ static int pvsched_restore(struct virtio_device *vdev)
 
 	pv->broken = false;
 	err = pvsched_start(pv);
-	if (err) {
+	if (err)
 		pvsched_stop(pv);
-		return err;
-	}
+	mutex_lock(&pvsched_lock);
+	/* The machine may have woken up beside another host: the publisher has to know. */
+	if (!pv->usable)
+		pvsched_publish_stop(pv);
+	mutex_unlock(&pvsched_lock);
 	pvsched_set_online_pages(pv);
 	pvsched_changed();
-	return 0;
+	return err;
 }
 
 /*

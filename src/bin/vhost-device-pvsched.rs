@@ -29,7 +29,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 ///
 /// Exit codes: 0 stopped by SIGINT or SIGTERM, 1 could not serve, 2 wrong usage.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, verbatim_doc_comment)]
 struct Args {
     /// Socket to listen on for QEMU
     #[arg(short, long)]

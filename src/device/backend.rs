@@ -257,9 +257,7 @@ impl Backend {
         let limit = u64::try_from(MAX_REQUEST + 1).unwrap_or(u64::MAX);
         reader.take(limit).read_to_end(&mut request)?;
         let mut device = lock(&self.device);
-        if let Some(offer) = self.handover.offer() {
-            device.offer_only(&offer);
-        }
+        device.set_offer(self.handover.offer().as_deref());
         let (reply, action) = device.handle(&request, &*self.machine);
         let reply = match action.map_or(Ok(()), |action| self.handover.act(action)) {
             Ok(()) => reply,

@@ -138,10 +138,14 @@ impl Device {
         self.pages.clear();
     }
 
-    /// Leaves only what the scheduler offers, too. Without this all protocols of the device can be
-    /// agreed on, since the scheduler may come later than the guest.
-    pub fn offer_only(&mut self, scheduler: &[Protocol]) {
+    /// From now on agrees only on what the scheduler offers, too; with `None` on all that this
+    /// device knows, since the scheduler may come later than the guest.
+    pub fn set_offer(&mut self, scheduler: Option<&[Protocol]>) {
         let ours = [Protocol::latency()];
+        let Some(scheduler) = scheduler else {
+            self.protocols = ours.into();
+            return;
+        };
         let common = ours.iter().filter_map(|ours| {
             let theirs = scheduler.iter().find(|theirs| theirs.name == ours.name)?;
             let min_version = ours.min_version.max(theirs.min_version);
@@ -379,11 +383,13 @@ mod tests {
     #[test]
     fn what_the_scheduler_does_not_offer_is_not_agreed_on() {
         let mut device = Device::new(8);
-        device.offer_only(&[protocol("other", 1, 1)]);
+        device.set_offer(Some(&[protocol("other", 1, 1)]));
         let ask = negotiate(&[Protocol::latency()]);
         assert_eq!(device.handle(&ask, &Fake).0.status, PVSCHED_ERR_NO_PROTOCOL);
-        device.offer_only(&[protocol("latency", 1, 7)]);
-        assert_eq!(device.handle(&ask, &Fake).0.status, PVSCHED_OK);
+        for offer in [Some(&[protocol("latency", 1, 7)][..]), None] {
+            device.set_offer(offer);
+            assert_eq!(device.handle(&ask, &Fake).0.status, PVSCHED_OK);
+        }
     }
 
     #[test]

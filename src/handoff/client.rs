@@ -207,7 +207,11 @@ impl Client {
         match sent {
             Ok(()) => {}
             // The scheduler may have said why before it closed: read on.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                ) => {}
             Err(error) => return Err(error.into()),
         }
         let deadline = Instant::now() + PATIENCE;
@@ -241,13 +245,16 @@ impl Client {
 
     /// The next message, if there is one already.
     fn read(&mut self) -> Result<Option<FromScheduler>, ClientError> {
-        match receive(self.socket.as_fd(), false) {
+        let mut received = receive(self.socket.as_fd(), false);
+        // So the kernel first says that the scheduler closed with a request of ours unread. What
+        // the scheduler said before that, such as why, is still there.
+        if matches!(&received, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
+            received = receive(self.socket.as_fd(), false);
+        }
+        match received {
             Ok(Some(packet)) => Ok(Some(FromScheduler::parse(&packet.bytes)?)),
             Ok(None) => Err(ClientError::Closed),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                Err(ClientError::Closed)
-            }
             Err(error) => Err(error.into()),
         }
     }

@@ -230,8 +230,9 @@ const LISTENER: u64 = 0;
 const MESSAGES_PER_TURN: usize = 16;
 /// How long no connection is accepted after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How many descriptors may wait for the closing thread before new ones are turned away.
-const CLOSING_MAX: usize = 64;
+/// How many descriptors may wait for the closing thread before new ones are turned away, from all
+/// peers: far more than a thread that is only slow leaves behind, far fewer than a process may have.
+const CLOSING_MAX: usize = 1024;
 
 /// The socket, and everything that was handed over through it.
 pub struct Server {

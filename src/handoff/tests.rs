@@ -27,12 +27,14 @@ pub(crate) const RAM: u64 = 64 * PAGE_SIZE;
 const HIGH: u64 = 1 << 32;
 const NOBODY: u32 = 65534;
 
+/// Thread and first word of the page, by VM and APIC id.
+type Attached = BTreeMap<(VmId, u32), (u32, u64)>;
+
 /// A scheduler without one: remembers what it was told, and checks that it makes sense.
 #[derive(Default)]
 struct Fake {
     vms: BTreeSet<VmId>,
-    /// Thread and first word of the page, by VM and APIC id.
-    attached: BTreeMap<(VmId, u32), (u32, u64)>,
+    attached: Attached,
     not_vcpus: BTreeSet<u32>,
     fail_next: Option<RegistryError>,
 }
@@ -179,7 +181,7 @@ impl Host {
         Peer(socket)
     }
 
-    pub fn state(&self) -> (BTreeSet<VmId>, BTreeMap<(VmId, u32), (u32, u64)>) {
+    pub fn state(&self) -> (BTreeSet<VmId>, Attached) {
         let fake = self.fake.0.lock().unwrap();
         (fake.vms.clone(), fake.attached.clone())
     }

@@ -11,6 +11,7 @@ mod run;
 mod status;
 mod uapi;
 
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -31,10 +32,15 @@ fn main() -> ExitCode {
 
 fn show(json: bool) -> Result<ExitCode> {
     let status = status::read()?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+    let text = if json {
+        serde_json::to_string_pretty(&status)? + "\n"
     } else {
-        print!("{status}");
+        status.to_string()
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads may have read enough: `pvsched-guest status | head -1`.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
+        _ => (),
     }
     Ok(ExitCode::from(status.exit_code()))
 }

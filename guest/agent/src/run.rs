@@ -8,6 +8,7 @@
 //! interrupt within one tick, and an idle one has nothing to say until something comes.
 
 use std::fs;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -49,7 +50,7 @@ pub fn run() -> Result<()> {
             }
             Found::Nothing(why) => {
                 if said != Some(why) {
-                    println!("waiting: {why}");
+                    say(&format!("waiting: {why}"));
                     said = Some(why);
                 }
                 thread::sleep(LOOK);
@@ -76,6 +77,11 @@ fn look() -> Result<Found> {
     } else {
         Found::Nothing(missing(&info))
     })
+}
+
+/// Publishing goes on when nobody listens (any more).
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// Why nothing can be published.
@@ -105,11 +111,14 @@ fn publish(driver: Driver, info: &pvsched_info, stop: &AtomicBool) -> Result<()>
         Claim::Granted => (),
         Claim::NoDevice => return Ok(()),
     }
-    println!("publishing: {} version {}", protocol.name, protocol.version);
+    say(&format!(
+        "publishing: {} version {}",
+        protocol.name, protocol.version
+    ));
     while !stop.load(Ordering::Relaxed) {
         let info = driver.info()?;
         if info.flags & PVSCHED_INFO_MINE == 0 {
-            println!("stopped: the device behind {NODE} is gone");
+            say(&format!("stopped: the device behind {NODE} is gone"));
             break;
         }
         // A signal does not always end the wait: ctrlc's own thread may have taken it.

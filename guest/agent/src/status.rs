@@ -208,7 +208,7 @@ fn answer(info: &pvsched_info) -> (Answer, &'static str) {
     } else if !has(PVSCHED_INFO_ATTACHED) {
         (
             Answer::HostDetached,
-            "the host has no scheduler that reads it (scx_pvsched runs there?)",
+            "the host has no scheduler that reads it (is scx_pvsched running there?)",
         )
     } else {
         (Answer::Publishing, "the host's scheduler has the pages")
