@@ -155,7 +155,7 @@ fn bad_requests_are_refused_each_by_its_code() -> Result<()> {
         let (ram, thread) = (ram.as_fd(), thread.as_fd());
         let register = register()?.encode(2);
         type Case<'a> = (
-            &'a str,
+            &'static str,
             Peer,
             &'a [u8],
             &'a [BorrowedFd<'a>],
