@@ -125,7 +125,7 @@ fn a_cpu_goes_offline_and_comes_back() -> Result<()> {
         let mut scheduler = Scheduler::start::<&str>(&[])?;
         let _back = CpuBack;
         let hogs = Hog::start(3)?;
-        for online in ["0", "1", "0", "1"] {
+        for online in ["0", "1"] {
             fs::write(CPU1, online)?;
             let before = hogs.progress();
             eventually("it schedules again", margins::START, || {
