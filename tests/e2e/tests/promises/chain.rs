@@ -65,23 +65,22 @@ fn publishes_and_is_served(kernel: Kernel) -> Result<()> {
     // Others must want the CPUs, or there is nothing to be ahead of.
     let hogs = Hog::start(4)?;
     let boosts = stats["boosts_task"].as_u64();
-    let fifo = endless_fifo(&chain.vm.guest, 1, 77, 8)?;
-    let (stats, _) = eventually(
-        "the priority reaches the scheduler",
-        margins::AT_ONCE,
-        || {
-            let stats = chain.scheduler()?.stats()?;
-            let vcpu = &stats["vms"]["1"]["vcpus"]["1"];
-            let seen = vcpu["published"] == "rt 77" && stats["boosts_task"].as_u64() > boosts;
-            Ok(seen.then_some(stats))
-        },
-    )?;
+    let fifo = endless_fifo(&chain.vm.guest, 1, 77, 90)?;
+    let mut last = stats;
+    let seen = eventually("the priority arrives", margins::COMMAND, || {
+        last = chain.scheduler()?.stats()?;
+        let vcpu = &last["vms"]["1"]["vcpus"]["1"];
+        let seen = vcpu["published"] == "rt 77" && last["boosts_task"].as_u64() > boosts;
+        Ok(seen.then_some(()))
+    });
+    seen.with_context(|| format!("statistics: {last}"))?;
+    let stats = last;
     let (monitor, _) = eventually("--monitor shows it", margins::AT_ONCE, || {
         let text = monitor_once()?;
         Ok(text.contains("rt 77").then_some(text))
     })?;
     ensure!(monitor.contains("1 VMs, 2 vCPUs"), "{monitor}");
-    fifo.wait(margins::COMMAND)?;
+    fifo.kill()?;
     drop(hogs);
 
     // What the host did, as the guest sees it, and that it ended with the task.
