@@ -1,0 +1,39 @@
+//! How far a measured value may be from the ideal one. All in one place, with the reasons, as they
+//! are judgements: too tight and a noisy machine fails the test, too wide and nothing does.
+
+use std::time::Duration;
+
+/// A guest's real-time task: its p90 wake-up latency on a loaded host, of that under the kernel's
+/// own scheduler in the same boot. The shared pages and hints together are worth far more than a
+/// half; without either the ratio is about 1.
+pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
+
+/// The same latency, of that on an idle host in the same boot, which nobody can beat.
+pub const LATENCY_OF_FLOOR: f64 = 2.0;
+
+/// What the host's tasks must keep of their rate under the kernel's own scheduler.
+pub const HOST_RATE: f64 = 0.90;
+
+/// CPU time of a guest that always wants to be boosted, of its fair share. The boost budget lets it
+/// run ahead by 0.1 s a vCPU, which is 3 % of its share of 10 s; the rest is for slices that end at
+/// ticks, and for QEMU's other threads.
+pub const GREEDY_GUEST_SHARE: f64 = 1.15;
+
+/// What each of the host's tasks beside it must get of their fair share.
+pub const BESIDE_GREEDY_GUEST_SHARE: f64 = 0.85;
+
+/// The times that two tasks of nice 0 and 5 get differ by 1024/335 = 3.06.
+pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
+
+/// From a scheduler's new socket to a VM that is attached again. The device tries every 0.5 s, the
+/// rest is for the handover itself and for tests that run on emulated CPUs.
+pub const REATTACH: Duration = Duration::from_secs(2);
+
+/// Things that happen at once, on emulated CPUs that share two real ones.
+pub const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// Loading and starting takes 2 s on an idle machine; a busy one is many times slower.
+pub const START: Duration = Duration::from_secs(60);
+
+/// A guest command that does not wait for anything.
+pub const COMMAND: Duration = Duration::from_secs(60);

@@ -1,0 +1,155 @@
+//! scx_pvsched as the scheduler of ordinary tasks, without any VM.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{ensure, Result};
+use nix::sched::{sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
+use pvsched_e2e::{eventually, host, margins, promise, promise_with};
+use pvsched_lab::chain::Scheduler;
+use pvsched_lab::daemon::Daemon;
+use pvsched_lab::hog::Hog;
+
+const CPU1: &str = "/sys/devices/system/cpu/cpu1/online";
+
+/// A busy process on one CPU.
+fn busy(cpu: &str, nice: &str) -> Result<Daemon> {
+    let words = [
+        "-c",
+        cpu,
+        "nice",
+        "-n",
+        nice,
+        "sh",
+        "-c",
+        "while :; do :; done",
+    ];
+    Daemon::start(&format!("busy-{cpu}-{nice}"), "taskset", words)
+}
+
+/// CPU time that each of the processes gets within `span`, in seconds.
+fn times(busy: &[&Daemon], span: Duration) -> Result<Vec<f64>> {
+    let read = || -> Result<Vec<Duration>> {
+        let time = |busy: &&Daemon| host::cpu_time(busy.pid(), busy.pid());
+        busy.iter().map(time).collect()
+    };
+    let before = read()?;
+    thread::sleep(span);
+    let after = read()?;
+    let used = after
+        .iter()
+        .zip(&before)
+        .map(|(after, before)| *after - *before);
+    Ok(used.map(|used| used.as_secs_f64()).collect())
+}
+
+#[test]
+fn tasks_pinned_to_a_cpu_share_it_with_all_others() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let hogs = Hog::start(2)?;
+        let pinned = [busy("0", "0")?, busy("1", "0")?, busy("1", "0")?];
+        thread::sleep(Duration::from_secs(1));
+        let before = hogs.progress();
+        let pinned_times = times(&pinned.each_ref(), Duration::from_secs(6))?;
+        let work = hogs.progress().since(&before);
+        let free_times: Vec<_> = work
+            .threads
+            .iter()
+            .map(|(_, cpu)| cpu.as_secs_f64())
+            .collect();
+        drop(hogs);
+        scheduler.check()?;
+        // 5 tasks on 2 CPUs, of which none can have more than a whole one: 0.4 of a CPU each.
+        let all: Vec<_> = pinned_times.iter().chain(&free_times).copied().collect();
+        let fair = all.iter().sum::<f64>() / 5.0;
+        for time in &all {
+            let share = time / fair;
+            ensure!(
+                (0.6..=1.5).contains(&share),
+                "pinned {pinned_times:.2?}, free {free_times:.2?}"
+            );
+        }
+        scheduler.stop()
+    })
+}
+
+#[test]
+fn nice_values_weigh_as_they_do_under_the_kernels_scheduler() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let (normal, nice) = (busy("1", "0")?, busy("1", "5")?);
+        // The test itself must not weigh in.
+        let mut cpu0 = CpuSet::new();
+        cpu0.set(0)?;
+        sched_setaffinity(Pid::from_raw(0), &cpu0)?;
+        thread::sleep(Duration::from_secs(1));
+        let times = times(&[&normal, &nice], Duration::from_secs(6));
+        cpu0.set(1)?;
+        sched_setaffinity(Pid::from_raw(0), &cpu0)?;
+        let times = times?;
+        scheduler.check()?;
+        let ratio = times[0] / times[1];
+        println!("nice 0 to nice 5: {ratio:.2}");
+        let (least, most) = margins::NICE_5_RATIO;
+        ensure!(
+            (least..=most).contains(&ratio),
+            "{ratio:.2} of {times:.2?} s, not about 3"
+        );
+        scheduler.stop()
+    })
+}
+
+/// Hundreds of tasks that do nothing but wake each other up.
+#[test]
+fn hackbench_finishes() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let mut hackbench = Daemon::start("hackbench", "hackbench", ["-g", "4", "-l", "100"])?;
+        let (status, took) = eventually("hackbench ends", Duration::from_secs(60), || {
+            hackbench.ended()
+        })?;
+        println!("hackbench took {took:.1?}");
+        ensure!(status.success(), hackbench.failure("ended badly"));
+        scheduler.check()?;
+        scheduler.stop()
+    })
+}
+
+#[test]
+fn a_cpu_goes_offline_and_comes_back() -> Result<()> {
+    // The kernel ends a scheduler that did not say how to cope, and asks it to start again.
+    promise_with(&["unregistered from the main kernel"], || {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let _back = CpuBack;
+        let hogs = Hog::start(3)?;
+        for online in ["0", "1"] {
+            fs::write(CPU1, online)?;
+            let before = hogs.progress();
+            eventually("it schedules again", margins::START, || {
+                Ok((scheduler.is_attached() && scheduler.stats().is_ok()).then_some(()))
+            })?;
+            thread::sleep(Duration::from_secs(1));
+            scheduler.check()?;
+            let work = hogs.progress().since(&before);
+            let stuck = work.threads.iter().any(|(units, _)| *units == 0);
+            ensure!(
+                !stuck,
+                "a task stands still with CPU 1 at {online}: {work:?}"
+            );
+        }
+        scheduler.stop()
+    })
+}
+
+/// Whatever happens, later tests have both CPUs.
+struct CpuBack;
+
+impl Drop for CpuBack {
+    fn drop(&mut self) {
+        // It fails where it is online already.
+        let _ = fs::write(CPU1, "1");
+    }
+}

@@ -1,0 +1,13 @@
+//! The project's promises, a file for each kind. They share one host VM and run one at a time, as
+//! there is one scheduler for all; see the library for what they have in common.
+
+mod chain;
+mod command_line;
+mod death;
+mod driver;
+mod fairness;
+mod handoff;
+mod host;
+mod latency;
+mod leftovers;
+mod vm;
