@@ -183,7 +183,10 @@ impl<'a> Setup<'a> {
             arguments.flag(option);
         }
         let q10 = std::env::var("Q10").ok();
-        let share = match &q10 { Some(r) => Path::new(r).join("usr/share"), None => self.root.path().join("usr/share") };
+        let share = match &q10 {
+            Some(r) => Path::new(r).join("usr/share"),
+            None => self.root.path().join("usr/share"),
+        };
         arguments
             .option("-L", share.join("qemu"))
             .option("-L", share.join("seabios"));
@@ -191,7 +194,13 @@ impl<'a> Setup<'a> {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL"])
-            .args({ let mut a = self.root.foreign("qemu-system-x86_64"); if let Some(r) = &q10 { a[3] = format!("{r}/usr/bin/qemu-system-x86_64"); } a })
+            .args({
+                let mut a = self.root.foreign("qemu-system-x86_64");
+                if let Some(r) = &q10 {
+                    a[3] = format!("{r}/usr/bin/qemu-system-x86_64");
+                }
+                a
+            })
             .args(arguments.get())
             .env("QEMU_MODULE_DIR", self.root.libraries().join("qemu"));
         command

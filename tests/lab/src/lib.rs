@@ -28,6 +28,7 @@ pub mod module;
 pub mod paths;
 pub mod prepare;
 mod process;
+pub mod promises;
 pub mod protocol;
 mod qemu;
 pub mod root;

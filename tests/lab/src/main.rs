@@ -1,11 +1,11 @@
 //! `pvsched-lab`: the lab's command line, on the machine and inside its VMs.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use pvsched_lab::accel::Accel;
@@ -18,6 +18,7 @@ use pvsched_lab::here;
 use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
 use pvsched_lab::kernels::Kernel;
 use pvsched_lab::prepare::{prepare, sweep};
+use pvsched_lab::promises;
 use pvsched_lab::topology::Topology;
 use pvsched_lab::{agent, module};
 
@@ -58,6 +59,16 @@ enum Action {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Run the end-to-end tests in host VMs, each by itself and at most twice
+    Promises {
+        #[command(flatten)]
+        host: HostArgs,
+        /// Only tests with this in their name
+        #[arg(long, default_value = "", value_name = "FILTER")]
+        only: String,
+        /// The tests' binary
+        binary: PathBuf,
+    },
     /// Build the guest driver for the kernels that have headers
     Module,
     /// Inside the host VM: boot a guest and run a command in it
@@ -91,7 +102,7 @@ struct HostArgs {
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
     /// The target folder's binaries that become /usr/local/bin
-    #[arg(long, default_value = "release", value_name = "FOLDER")]
+    #[arg(long, default_value = "debug", value_name = "FOLDER")]
     profile: String,
     /// The folder that becomes /out [default: target/lab/out]
     #[arg(long, value_name = "DIR")]
@@ -176,6 +187,7 @@ fn act(action: Action) -> Result<u8> {
                 println!("{}", module.display());
             }
         }
+        Action::Promises { host, only, binary } => return test(host, &binary, &only),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
         Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
@@ -250,6 +262,22 @@ fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     eprintln!("lab: {what}; the console ({}) ends so:", console.display());
     eprintln!("{}", console_tail(&console));
     Ok(status)
+}
+
+fn test(host: HostArgs, binary: &Path, only: &str) -> Result<u8> {
+    let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+    let names = promises::list(binary, only)?;
+    sweep(&cache)?;
+    let _lock = prepare(&cache, false)?;
+    let mut options = options(host, &checkout)?;
+    options.accel = options.accel.settle(&cache, &checkout, &options)?;
+    let setup = Setup::new(&cache, &checkout, &options)?;
+    let file = binary.file_name().context("the binary has no name")?;
+    // The host VM has the target folder at /usr/local/bin.
+    let inside = Path::new("/usr/local/bin/deps").join(file);
+    let counts = promises::run(&setup, &inside.display().to_string(), &names)?;
+    setup.keep_console()?;
+    Ok(u8::from(counts.failed != 0))
 }
 
 fn guest(args: GuestArgs) -> Result<u8> {

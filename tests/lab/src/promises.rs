@@ -1,0 +1,178 @@
+//! Runs the end-to-end tests in host VMs, each test by itself.
+//!
+//! Nested emulation breaks now and then: a guest stops in boot, or the host VM's kernel takes a
+//! fault that no program of ours is near. So a test that fails gets one more try in a fresh host
+//! VM. Every such try is printed with what the first one said and counted at the end, so that a
+//! fault of our own making, which would come back, cannot hide behind them.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+
+use crate::host_vm::{console_tail, End, HostVm, Setup};
+use crate::process;
+
+/// The longest that one test may take; the longest of them boots ten guests in a row.
+const TEST_LIMIT: Duration = Duration::from_secs(600);
+
+/// How many lines of a failed test's output are shown.
+const SHOWN_LINES: usize = 60;
+
+/// What came of all tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub passed: u32,
+    pub failed: u32,
+    /// Of those that passed: at the second try.
+    pub retried: u32,
+}
+
+/// The names of the tests in a libtest binary that contain `filter`.
+///
+/// # Errors
+/// When the binary does not run, or has no such test.
+pub fn list(binary: &Path, filter: &str) -> Result<Vec<String>> {
+    let mut command = Command::new(binary);
+    command.args(["--list", "--format", "terse"]);
+    let names = parse_list(&process::text(&mut command)?, filter);
+    ensure!(
+        !names.is_empty(),
+        "no test has \"{filter}\" in its name; see `{} --list`",
+        binary.display()
+    );
+    Ok(names)
+}
+
+fn parse_list(text: &str, filter: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .filter(|name| name.contains(filter))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// How one try went: `Ok` when it passed, else what there is to show.
+struct Try {
+    outcome: Result<(), String>,
+    /// The host VM may serve another test.
+    vm_is_fine: bool,
+}
+
+fn attempt(vm: &mut HostVm, setup: &Setup, binary: &str, name: &str) -> Result<Try> {
+    let mut output = Vec::new();
+    let argv = [binary, "--exact", name, "--test-threads=1", "--nocapture"];
+    let end = vm.run(&argv, TEST_LIMIT, |bytes| {
+        output.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    let text = String::from_utf8_lossy(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    let shown = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");
+    let (why, console) = match end {
+        End::Exit(0) => {
+            return Ok(Try {
+                outcome: Ok(()),
+                vm_is_fine: true,
+            })
+        }
+        End::Exit(status) => (format!("status {status}"), String::new()),
+        End::Timeout => (
+            format!("not done after {TEST_LIMIT:?}"),
+            console_tail(&setup.console()),
+        ),
+        End::Hang => (
+            "the host VM hung or stopped".to_owned(),
+            console_tail(&setup.console()),
+        ),
+    };
+    Ok(Try {
+        outcome: Err(format!("{why}\n{shown}\n{console}")),
+        vm_is_fine: false,
+    })
+}
+
+/// Runs `names` of `binary`, a path that the host VM's PATH leads to, and prints each result in
+/// libtest's words.
+///
+/// # Errors
+/// When the lab itself fails: no host VM boots.
+pub fn run(setup: &Setup, binary: &str, names: &[String]) -> Result<Counts> {
+    let mut pending: VecDeque<(&String, Option<String>)> =
+        names.iter().map(|name| (name, None)).collect();
+    let mut counts = Counts::default();
+    let mut vm: Option<HostVm> = None;
+    while let Some((name, first)) = pending.pop_front() {
+        let start = Instant::now();
+        // A second try is for what the first one's host VM may have spoilt.
+        let mut host = match vm.take() {
+            Some(vm) if first.is_none() => vm,
+            _ => setup.boot().context("no host VM to test in")?,
+        };
+        let result = attempt(&mut host, setup, binary, name)?;
+        if result.vm_is_fine {
+            vm = Some(host);
+        }
+        let seconds = start.elapsed().as_secs();
+        match (result.outcome, first) {
+            (Ok(()), None) => {
+                counts.passed += 1;
+                println!("test {name} ... ok ({seconds} s)");
+            }
+            (Ok(()), Some(_)) => {
+                counts.passed += 1;
+                counts.retried += 1;
+                println!("test {name} ... ok at the second try ({seconds} s)");
+            }
+            (Err(text), None) => {
+                println!("test {name}: first try, {seconds} s: {}", indent(&text));
+                pending.push_back((name, Some(text)));
+            }
+            (Err(text), Some(_)) => {
+                counts.failed += 1;
+                println!("test {name}: second try, {seconds} s: {}", indent(&text));
+                println!("test {name} ... FAILED");
+            }
+        }
+    }
+    println!(
+        "{} of {} tests were tried twice",
+        counts.retried + counts.failed,
+        counts.passed + counts.failed
+    );
+    println!(
+        "test result: {}. {} passed; {} failed; 0 ignored",
+        if counts.failed == 0 { "ok" } else { "FAILED" },
+        counts.passed,
+        counts.failed
+    );
+    Ok(counts)
+}
+
+/// What a test printed must not be taken for the results of this run.
+fn indent(text: &str) -> String {
+    text.trim_end().replace('\n', "\n    | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_are_chosen_by_a_part_of_their_name() {
+        let text = "chain::a: test\nchain::b: test\nhost::c: test\n\n3 tests, 0 benchmarks\n";
+        assert_eq!(parse_list(text, "chain"), ["chain::a", "chain::b"]);
+        assert_eq!(parse_list(text, "").len(), 3);
+        assert!(parse_list(text, "none").is_empty());
+    }
+
+    #[test]
+    fn output_of_a_test_is_set_apart() {
+        assert_eq!(
+            indent("status 101\ntest result: FAILED\n"),
+            "status 101\n    | test result: FAILED"
+        );
+    }
+}
