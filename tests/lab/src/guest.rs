@@ -33,7 +33,7 @@ use crate::qemu::{escape, Arguments, Qemu, COMMAND_LINE};
 /// take [`BOOT_FACTOR`] times what the host VM took, because the machine may be busy.
 const BOOT_LIMITS: (u64, u64) = (60, 240);
 
-/// Guests were measured to take up to 4 times as long as their host VM did.
+/// Guests were measured to take 2 to 7 times as long as their host VM did.
 const BOOT_FACTOR: u64 = 10;
 
 fn boot_limit() -> Duration {

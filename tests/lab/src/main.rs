@@ -63,9 +63,9 @@ enum Action {
     Promises {
         #[command(flatten)]
         host: HostArgs,
-        /// Only tests with this in their name
-        #[arg(long, default_value = "", value_name = "FILTER")]
-        only: String,
+        /// Only tests with this in their name; may be given several times
+        #[arg(long, value_name = "FILTER")]
+        only: Vec<String>,
         /// The tests' binary
         binary: PathBuf,
     },
@@ -264,7 +264,7 @@ fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     Ok(status)
 }
 
-fn test(host: HostArgs, binary: &Path, only: &str) -> Result<u8> {
+fn test(host: HostArgs, binary: &Path, only: &[String]) -> Result<u8> {
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     let names = promises::list(binary, only)?;
     sweep(&cache)?;

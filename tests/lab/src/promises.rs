@@ -30,26 +30,27 @@ pub struct Counts {
     pub retried: u32,
 }
 
-/// The names of the tests in a libtest binary that contain `filter`.
+/// The names of the tests in a libtest binary that contain one of `filters`; all without filters.
 ///
 /// # Errors
 /// When the binary does not run, or has no such test.
-pub fn list(binary: &Path, filter: &str) -> Result<Vec<String>> {
+pub fn list(binary: &Path, filters: &[String]) -> Result<Vec<String>> {
     let mut command = Command::new(binary);
     command.args(["--list", "--format", "terse"]);
-    let names = parse_list(&process::text(&mut command)?, filter);
+    let names = parse_list(&process::text(&mut command)?, filters);
     ensure!(
         !names.is_empty(),
-        "no test has \"{filter}\" in its name; see `{} --list`",
+        "no test has one of {filters:?} in its name; see `{} --list`",
         binary.display()
     );
     Ok(names)
 }
 
-fn parse_list(text: &str, filter: &str) -> Vec<String> {
+fn parse_list(text: &str, filters: &[String]) -> Vec<String> {
+    let wanted = |name: &&str| filters.is_empty() || filters.iter().any(|part| name.contains(part));
     text.lines()
         .filter_map(|line| line.strip_suffix(": test"))
-        .filter(|name| name.contains(filter))
+        .filter(wanted)
         .map(str::to_owned)
         .collect()
 }
@@ -163,9 +164,14 @@ mod tests {
     #[test]
     fn tests_are_chosen_by_a_part_of_their_name() {
         let text = "chain::a: test\nchain::b: test\nhost::c: test\n\n3 tests, 0 benchmarks\n";
-        assert_eq!(parse_list(text, "chain"), ["chain::a", "chain::b"]);
-        assert_eq!(parse_list(text, "").len(), 3);
-        assert!(parse_list(text, "none").is_empty());
+        let of = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(|&part| part.to_owned()).collect();
+            parse_list(text, &filters)
+        };
+        assert_eq!(of(&["chain"]), ["chain::a", "chain::b"]);
+        assert_eq!(of(&["::b", "host"]), ["chain::b", "host::c"]);
+        assert_eq!(of(&[]).len(), 3);
+        assert!(of(&["none"]).is_empty());
     }
 
     #[test]

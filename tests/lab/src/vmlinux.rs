@@ -1,5 +1,5 @@
 //! Taking the kernel proper out of a vmlinuz. QEMU starts it directly (PVH), which spares emulated
-//! processors the unpacking: most of a nested guest's boot.
+//! processors the unpacking.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
