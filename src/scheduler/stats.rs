@@ -236,7 +236,7 @@ pub fn server_data() -> StatsServerData<(), Metrics> {
         .add_meta(Metrics::meta())
         .add_stats(
             "top",
-            Box::new(|_, (request, response)| answer(&request, &response)),
+            Box::new(|_, (request, response)| answer(request, response)),
         )
 }
 
