@@ -16,28 +16,32 @@ use super::stats::{quantile_us, Metrics};
 /// When `out` cannot be written to.
 pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Result<()> {
     let since = |field: fn(&Metrics) -> u64| field(now).saturating_sub(field(before));
+    writeln!(out, "{} VMs, {} vCPUs", now.nr_vms, now.nr_vcpus)?;
     writeln!(
         out,
-        "{} VMs, {} vCPUs | turns: {} idle, {} fair, {} boosted, {} held | throttled {}",
-        now.nr_vms,
-        now.nr_vcpus,
+        "  turns: idle {} fair {} boosted {} held {} resumed {}",
         since(|m| m.direct),
         since(|m| m.enqueued_fair),
         since(|m| m.enqueued_boost) + since(|m| m.moved),
         since(|m| m.held),
-        since(|m| m.throttled_task) + since(|m| m.throttled_irq),
+        since(|m| m.resumed),
     )?;
     writeln!(
         out,
-        "  hints: timer {} irq {} wake {} kick {} | moved {} of {} posted | boosts: task {} irq {}",
+        "  hints: timer {} irq {} wake {} kick {}",
         since(|m| m.hints_timer),
         since(|m| m.hints_irq),
         since(|m| m.hints_wake),
         since(|m| m.hints_kick),
-        since(|m| m.moved),
-        since(|m| m.posted),
+    )?;
+    writeln!(
+        out,
+        "  boosts: task {} irq {} throttled {}; moved {} of {} posted",
         since(|m| m.boosts_task),
         since(|m| m.boosts_irq),
+        since(|m| m.throttled_task) + since(|m| m.throttled_irq),
+        since(|m| m.moved),
+        since(|m| m.posted),
     )?;
     let stage = |field: fn(&Metrics) -> &Vec<u64>| {
         let (old, new) = (field(before), field(now));
@@ -126,7 +130,9 @@ mod tests {
         let now = Metrics {
             nr_vms: 1,
             nr_vcpus: 1,
-            direct: 15,
+            direct: 10 + 5,
+            hints_timer: 12_345_678,
+            hints_irq: 12_345_678,
             hint_to_running: vec![0, 0, 4],
             vms: [(1, vm)].into(),
             ..Default::default()
@@ -134,7 +140,7 @@ mod tests {
         let mut text = Vec::new();
         write_report(&mut text, &before, &now).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("5 idle"), "{text}");
+        assert!(text.contains("idle 5 "), "{text}");
         assert!(text.contains("running 4/4/4"), "{text}");
         assert!(
             text.contains("rt 90") && text.contains("boost: task"),
