@@ -59,7 +59,7 @@ enum Action {
         #[command(flatten)]
         host: HostArgs,
     },
-    /// Run the end-to-end tests in host VMs, each by itself and at most twice
+    /// Run the end-to-end tests in host VMs, each by itself, again if it fails
     Promises {
         #[command(flatten)]
         host: HostArgs,
