@@ -45,3 +45,17 @@ newest_clang() {
 	echo "${0##*/}: this system has no package of clang 16 or newer" >&2
 	return 1
 }
+
+# prerequisites: what the build and the lab use, and BPF_CLANG for the build; libelf and zlib are libbpf's.
+prerequisites() {
+	if ! command -v cargo >/dev/null; then
+		echo "${0##*/}: cargo is missing; install Rust (https://rustup.rs)" >&2
+		return 1
+	fi
+	BPF_CLANG=${BPF_CLANG:-$(newest_clang)} || return
+	export BPF_CLANG
+	case $BPF_CLANG in
+	clang-*) need "$BPF_CLANG" "libclang-${BPF_CLANG#clang-}-dev" || return ;;
+	esac
+	need build-essential pkg-config libelf-dev zlib1g-dev
+}

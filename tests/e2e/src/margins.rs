@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 /// A guest's real-time task: its p90 wake-up latency on a loaded host, of that under the kernel's
-/// own scheduler in the same boot. The shared pages and hints together are worth far more than a
-/// half; without either the ratio is about 1.
+/// own scheduler in the same boot. What the project aims at; not reached yet.
 pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 
 /// The same latency, of that on an idle host in the same boot, which nobody can beat.

@@ -64,13 +64,10 @@ mod tests {
 
     #[test]
     fn the_archive_of_the_plain_release_is_taken() {
-        let targets = "http://mirror.example/debian-security/ bookworm-security\n\
-                       http://mirror.example/debian/ bookworm-updates\n\
-                       http://mirror.example/debian/ bookworm\n";
-        assert_eq!(
-            pick(targets).as_deref(),
-            Some("http://mirror.example/debian")
-        );
+        let targets = "http://mirror.example/security/ bookworm-security\n\
+                       http://mirror.example/main/ bookworm-updates\n\
+                       http://mirror.example/main/ bookworm\n";
+        assert_eq!(pick(targets).as_deref(), Some("http://mirror.example/main"));
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Runs the end-to-end tests in host VMs, each test by itself.
 //!
 //! Nested emulation breaks now and then: a guest stops in boot, or the host VM's kernel takes a
-//! fault that no program of ours is near, also when no scheduler of ours is loaded. It did so in
-//! about one of seven runs of a test with a guest. So a test that fails is tried again in a fresh
+//! fault that no program of ours is near, also when no scheduler of ours is loaded. So a test that fails is tried again in a fresh
 //! host VM, twice at most. Every try that failed is printed with what it said and counted at the
 //! end, so that a fault of our own making, which would come back, cannot hide behind them.
 

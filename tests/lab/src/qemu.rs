@@ -70,9 +70,9 @@ impl Arguments {
 
     /// The port of the agent, on a socket that QEMU connects to.
     ///
-    /// It notifies by port: where QEMU emulates the virtualisation, a memory-mapped notification
-    /// right after an interrupt was injected ends a nested guest under KVM of 6.18 ("KVM internal
-    /// error. Suberror: 3"), because the injected event is still shown as being delivered.
+    /// It notifies by port: where QEMU emulates the virtualisation, a guest under KVM of 6.18 was
+    /// ended at what looked like a memory-mapped notification ("KVM internal error. Suberror: 3").
+    /// The few guests tried with port I/O since were not; the cause is not proven.
     pub fn agent(&mut self, socket: &Path) -> &mut Self {
         self.option("-device", "virtio-serial-pci,modern-pio-notify=on")
             .option(
