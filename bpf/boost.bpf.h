@@ -45,6 +45,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		 * taken interrupts that it did not.
 		 */
 		t->ticket = READ_ONCE(page->ack);
+		t->urgent_ticket = t->ticket;
 		t->hint_at = 0;
 		t->attachment = v->attachment;
 	}
@@ -68,23 +69,23 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 			t->expected_rank = PV_RANK_NONE;
 	}
 	t->hint_at = 0;
+	t->started = 0;
 	t->entered = 0;
 }
 
-/* The rank that an interrupt is worth: what the last ones led to. */
+/* The rank that an interrupt of which nothing is known is worth: what the last ones led to. */
 static inline u32 expected_rank(struct pv_task *t)
 {
 	return t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
 }
 
 /*
- * Most interrupts are ticks. Where nothing urgent comes of a vCPU's interrupts,
- * putting it ahead for each would only cut other turns short; it is put ahead
- * while it is owed time.
+ * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
+ * each would only cut other turns short; it is put ahead while it is owed time.
  */
-static inline bool is_worth_a_boost(struct pv_task *t, s64 lead)
+static inline bool is_worth_a_boost(u32 rank, s64 lead)
 {
-	return t->expected_rank || lead <= 0;
+	return rank > PV_RANK_IRQ || lead <= 0;
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
@@ -126,7 +127,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	if (page) {
 		u64 current_task = READ_ONCE(page->current_task);
 		u64 pending_task = READ_ONCE(page->pending_task);
-		s64 untaken = t->ticket - READ_ONCE(page->ack);
+		s64 untaken = t->urgent_ticket - READ_ONCE(page->ack);
 		u32 pending = pv_rank(pending_task);
 
 		rank = pv_rank(current_task);
@@ -151,10 +152,13 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 		else
 			boost = PV_BOOST_IRQ;
 	}
-	if (boost == PV_BOOST_IRQ && !is_worth_a_boost(t, lead))
-		boost = PV_BOOST_NONE;
-	if (boost == PV_BOOST_IRQ)
-		rank = expected_rank(t);
+	if (boost == PV_BOOST_IRQ) {
+		rank = t->hint_rank;
+		if (!is_worth_a_boost(rank, lead)) {
+			boost = PV_BOOST_NONE;
+			rank = PV_RANK_NONE;
+		}
+	}
 
 	t->task_spent = task_is_spent(t, lead);
 	t->irq_spent = irq_is_spent(t, now);

@@ -30,6 +30,9 @@ struct kvm_lapic___pv {
 	struct kvm_vcpu___pv *vcpu;
 } __attribute__((preserve_access_index));
 
+/* A timer of the guest this soon after another is not worth one of the host's. */
+#define SOON_NS		(PV_NSEC_PER_MSEC / 10)
+
 static inline u32 llc_here(struct pv_cpu *c)
 {
 	u32 llc = c->llc;
@@ -37,32 +40,129 @@ static inline u32 llc_here(struct pv_cpu *c)
 	return llc < PV_MAX_LLCS ? llc : 0;
 }
 
-/* A new number for the page, so that the guest can say which interrupts it has taken. */
-static inline void new_ticket(struct task_struct *p, struct pv_task *t)
+/* Interrupts of the vCPU that its guest has not yet taken. */
+static inline bool has_untaken(struct pv_task *t, struct pvsched_page *page)
 {
-	struct pvsched_page *page = page_of(p, t);
-	u64 ticket;
+	if (page)
+		return (s64)(READ_ONCE(t->ticket) - READ_ONCE(page->ack)) > 0;
+	return READ_ONCE(t->hint_at);
+}
+
+/* A new number for the page, so that the guest can say which interrupts it has taken. */
+static inline u64 new_ticket(struct pv_task *t, struct pvsched_page *page)
+{
+	u64 ticket = __sync_fetch_and_add(&t->ticket, 1) + 1;
 
 	if (!page)
-		return;
-	ticket = __sync_fetch_and_add(&t->ticket, 1) + 1;
+		return ticket;
 	WRITE_ONCE(page->ticket, ticket);
 	/* Two hints at once may store in the wrong order; the last one sees to it. */
 	if (READ_ONCE(t->ticket) != ticket)
 		WRITE_ONCE(page->ticket, READ_ONCE(t->ticket));
+	return ticket;
+}
+
+/*
+ * An interrupt worth @rank waits for @p since the ticket @ticket: if the vCPU
+ * waits in a fair queue, a CPU is told to move it ahead.
+ */
+static inline void call_ahead(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
+			      u64 ticket, u32 rank)
+{
+	s32 here = bpf_get_smp_processor_id(), target;
+	u64 now = scx_bpf_now(), urgent = READ_ONCE(t->urgent_ticket);
+	struct pv_cpu *c;
+	struct pv_llc *l;
+	s64 lead;
+
+	if (page && (s64)(urgent - READ_ONCE(page->ack)) > 0 && READ_ONCE(t->hint_rank) > rank)
+		rank = READ_ONCE(t->hint_rank);
+	WRITE_ONCE(t->hint_rank, rank);
+	WRITE_ONCE(t->urgent_ticket, ticket);
+	/* A full barrier, before the state is read: see enqueue(). */
+	__sync_val_compare_and_swap(&t->hint_at, 0, now);
+
+	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
+	if (READ_ONCE(t->state) != PV_STATE_FAIR)
+		return;
+	/* One post is enough until a CPU has looked at it. */
+	if (__sync_lock_test_and_set(&t->posted, 1))
+		return;
+
+	c = cpu_of(scx_bpf_task_cpu(p));
+	l = c ? llc_of(llc_here(c)) : NULL;
+	lead = l ? task_lead(p, t, l) : 0;
+	if (!l || !is_worth_a_boost(rank, lead) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
+		WRITE_ONCE(t->posted, 0);
+		return;
+	}
+	target = cpu_to_take(p, here, rank, now);
+	c = cpu_of(target);
+	if (!c) {
+		WRITE_ONCE(t->posted, 0);
+		return;
+	}
+	post(c, BPF_CORE_READ(p, pid));
+	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
+	COUNT(preempted);
+}
+
+/* The time has come of a timer that the guest has not been able to arm. */
+static int on_due(void *map, u64 *attachment, struct pv_due *due)
+{
+	struct pvsched_page *page;
+	struct task_struct *p;
+	struct pv_task *t;
+	u64 ticket;
+
+	p = bpf_task_from_pid(due->tid);
+	if (!p)
+		return 0;
+	t = task_of(p);
+	if (!t)
+		goto release;
+	page = page_of(p, t);
+	ticket = due->ticket;
+	/* Once it took the interrupt before, the guest has armed the timer itself. */
+	if (page && t->attachment == *attachment && (s64)(ticket - READ_ONCE(page->ack)) > 0) {
+		COUNT(hints_due);
+		call_ahead(p, t, page, ticket, due->rank);
+	}
+release:
+	bpf_task_release(p);
+	return 0;
+}
+
+static inline void arm_due(struct task_struct *p, struct pv_task *t, u64 ticket, u32 rank,
+			   u64 delay)
+{
+	u64 attachment = t->attachment;
+	struct pv_due *due;
+
+	due = bpf_map_lookup_elem(&dues, &attachment);
+	if (!due)
+		return;
+	due->tid = BPF_CORE_READ(p, pid);
+	due->rank = rank;
+	WRITE_ONCE(due->ticket, ticket);
+	if (!due->ready) {
+		/* Two hints may both come here: the second finds it done. */
+		bpf_timer_init(&due->timer, &dues, CLOCK_MONOTONIC);
+		bpf_timer_set_callback(&due->timer, on_due);
+		due->ready = 1;
+	}
+	bpf_timer_start(&due->timer, delay, 0);
 }
 
 static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 {
 	s32 tid = BPF_CORE_READ(vcpu, pid, numbers[0].nr);
-	s32 here = bpf_get_smp_processor_id(), target;
-	u64 now = scx_bpf_now();
+	struct pvsched_page *page;
+	u64 ticket, delay = 0, timer = 0;
 	struct task_struct *p;
 	struct pv_task *t;
-	struct pv_cpu *c;
-	struct pv_llc *l;
+	bool own;
 	u32 rank;
-	s64 lead;
 
 	p = bpf_task_from_pid(tid);
 	if (!p)
@@ -72,32 +172,33 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 		goto release;
 	count_word(offsetof(struct pv_stats, hints) / sizeof(u64) + source);
 
-	new_ticket(p, t);
-	__sync_val_compare_and_swap(&t->hint_at, 0, now);
-	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
-	if (READ_ONCE(t->state) != PV_STATE_FAIR)
+	/*
+	 * KVM shows one interrupt more than once: a timer's, which expired
+	 * earlier, when the vCPU's own thread delivers it; that of a halted
+	 * vCPU again when it is woken.
+	 */
+	page = page_of(p, t);
+	own = p == bpf_get_current_task_btf();
+	if ((own || source == PV_HINT_WAKE) && has_untaken(t, page)) {
+		COUNT(hints_repeated);
 		goto release;
-	/* One post is enough until a CPU has looked at it. */
-	if (__sync_lock_test_and_set(&t->posted, 1))
-		goto release;
+	}
 
-	c = cpu_of(scx_bpf_task_cpu(p));
-	l = c ? llc_of(llc_here(c)) : NULL;
-	lead = l ? task_lead(p, t, l) : 0;
-	if (!l || !is_worth_a_boost(t, lead) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
-		WRITE_ONCE(t->posted, 0);
-		goto release;
+	if (page && (own || source == PV_HINT_TIMER))
+		timer = READ_ONCE(page->timer);
+	ticket = new_ticket(t, page);
+	if (timer & PVSCHED_TIMER_KNOWN) {
+		rank = pv_timer_rank(timer);
+		delay = pv_timer_delay(timer);
+	} else {
+		rank = expected_rank(t);
 	}
-	rank = expected_rank(t);
-	target = cpu_to_take(p, here, rank, now);
-	c = cpu_of(target);
-	if (!c) {
-		WRITE_ONCE(t->posted, 0);
-		goto release;
-	}
-	post(c, tid);
-	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
-	COUNT(preempted);
+	if (!rank)
+		COUNT(hints_idle);
+	else if (delay > SOON_NS)
+		arm_due(p, t, ticket, rank, delay);
+	else
+		call_ahead(p, t, page, ticket, rank);
 release:
 	bpf_task_release(p);
 }

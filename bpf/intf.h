@@ -18,6 +18,7 @@ typedef __s32 s32;
 
 #define PV_MAX_CPUS	1024
 #define PV_MAX_LLCS	256
+#define PV_MAX_PAGES	65536
 
 /* Where a hint came from; the index of pv_stats.hints. */
 enum pv_hint_source {
@@ -48,6 +49,9 @@ struct pv_stats {
 	u64 enqueued_boost;
 	u64 enqueued_kthread;
 	u64 hints[PV_HINT_COUNT];
+	u64 hints_repeated;
+	u64 hints_idle;
+	u64 hints_due;
 	u64 posted;
 	u64 dropped;
 	u64 moved;
@@ -83,8 +87,11 @@ struct pv_task {
 	u32 is_vcpu;		/* KVM entered a guest on this thread */
 	u64 attachment;		/* which handover the page belongs to, 0 none */
 	u64 ticket;		/* of the latest hint, as the page shows it */
-	u64 hint_at;		/* ns of the oldest hint not yet taken, 0 none */
+	u64 urgent_ticket;	/* of the latest hint that is worth a boost */
+	u64 hint_at;		/* ns of the oldest such hint not yet taken, 0 none */
+	u32 hint_rank;		/* what it is worth */
 	u32 posted;		/* told to a CPU that has not looked yet */
+	u32 started;		/* it ran since that hint */
 	u32 entered;		/* in guest mode since that hint */
 	u64 entered_at;		/* ns of that entry */
 	u32 boost;		/* enum pv_boost in force while it runs */

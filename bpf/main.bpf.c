@@ -326,8 +326,10 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		u32 verdict;
 
 		WRITE_ONCE(t->posted, 0);
-		if (t->hint_at)
+		if (t->hint_at && !t->started) {
+			t->started = 1;
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);
+		}
 		verdict = boost_judge(t, page, task_lead(p, t, l), now);
 		boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
 	}

@@ -65,6 +65,20 @@ static inline unsigned int pv_rank(unsigned long long urgency)
 	return PV_RANK_RT_BASE + prio;
 }
 
+/* Rank of the task that a guest's next timer interrupts are for; the word is pvsched_page.timer. */
+static inline unsigned int pv_timer_rank(unsigned long long timer)
+{
+	unsigned long long urgency = timer >> PVSCHED_TIMER_URGENCY_SHIFT & PVSCHED_TIMER_URGENCY_MASK;
+
+	return pv_rank(urgency << PVSCHED_URGENCY_PRIO_SHIFT);
+}
+
+/* From a guest's next timer interrupt to the first urgent one, in ns. */
+static inline unsigned long long pv_timer_delay(unsigned long long timer)
+{
+	return (timer & PVSCHED_TIMER_DELAY_MASK) * 1000;
+}
+
 /*
  * Key of a boosted vCPU in its queue, where the smallest goes first: by rank,
  * and first come first served within one rank. The low bits hold the arrival

@@ -52,6 +52,29 @@ struct {
 	__type(value, struct pv_page);
 } pages SEC(".maps");
 
+/*
+ * For a vCPU whose guest said that the timer behind the next one is urgent: a
+ * timer of the host's in its place, as the guest's cannot expire before the
+ * vCPU ran and armed it. The scheduler process makes an entry for each
+ * handover; the key is pv_page.attachment.
+ */
+struct pv_due {
+	struct bpf_timer timer;
+	u64 ticket;		/* of the timer interrupt that comes before */
+	s32 tid;
+	u32 rank;		/* of the task that the guest's timer is for */
+	u32 ready;		/* the timer has its function */
+	u32 rsvd;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, PV_MAX_PAGES);
+	__type(key, u64);
+	__type(value, struct pv_due);
+} dues SEC(".maps");
+
 /* clang emits the struct behind a __uptr only as a declaration unless it is used. */
 struct pvsched_page page_type_for_btf;
 

@@ -33,6 +33,10 @@ macro_rules! pure {
 pure! {
     /// Rank of an urgency word; 0 when it is not urgent.
     rank = pv_rank(urgency: u64) -> u32;
+    /// Rank of the task that a guest's next timer interrupts are for; 0 when it is not urgent.
+    timer_rank = pv_timer_rank(timer: u64) -> u32;
+    /// From a guest's next timer interrupt to the first urgent one, in ns.
+    timer_delay = pv_timer_delay(timer: u64) -> u64;
     /// Key of a boosted vCPU in its queue; the smallest goes first.
     boost_key = pv_boost_key(rank: u32, now: u64) -> u64;
     /// The rank that a key was made from.
@@ -77,6 +81,18 @@ mod tests {
         #[test]
         fn any_word_of_a_guest_has_a_rank_in_range(word: u64) {
             prop_assert!(rank(word) <= PV_RANK_MAX);
+            prop_assert!(timer_rank(word) <= PV_RANK_MAX);
+        }
+
+        #[test]
+        fn a_timer_is_as_urgent_as_its_task(
+            class in 0u32..=255, prio: u8, delay in 0..=abi::PVSCHED_TIMER_DELAY_MASK,
+        ) {
+            let task = urgency(class, prio, 0);
+            let word = abi::PVSCHED_TIMER_KNOWN | delay
+                | task >> abi::PVSCHED_URGENCY_PRIO_SHIFT << abi::PVSCHED_TIMER_URGENCY_SHIFT;
+            prop_assert_eq!(timer_rank(word), rank(task));
+            prop_assert_eq!(timer_delay(word), delay * 1000);
         }
 
         #[test]

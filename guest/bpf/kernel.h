@@ -51,6 +51,26 @@ struct task_struct {
 	unsigned int policy;
 };
 
+struct timerqueue_node {
+	__s64 expires;
+};
+
+struct hrtimer_cpu_base {
+	unsigned int cpu;
+};
+
+struct hrtimer_clock_base {
+	struct hrtimer_cpu_base *cpu_base;
+	__s64 offset;
+};
+
+struct hrtimer {
+	/* Of another type in newer kernels, with the same member. */
+	struct timerqueue_node node;
+	const void *function;
+	struct hrtimer_clock_base *base;
+};
+
 #pragma clang attribute pop
 
 #define READ_ONCE(word)		(*(volatile typeof(word) *)&(word))

@@ -11,12 +11,16 @@
  *  - what the CPU is in: context, counts of nested hardirqs and softirqs.
  *    Nothing tells entry and exit of an NMI, so its count stays zero.
  *  - which interrupts have been taken: ack (see ticket.h)
+ *  - what its timer interrupts are for: timer (see timers.h), where the kernel
+ *    lets programs see that the hardware's timer is set
  *  - when the host asked for it: one notification as urgency drops
  *
  * Who may write which word: current_task and pending_task are written with the
  * run queue of their CPU locked, or (current_task) by the CPU itself in an
- * interrupt, where it holds no run queue lock; the others by their CPU alone.
- * No program loops, locks or leaves the guest but for a notification.
+ * interrupt, where it holds no run queue lock; timer with the CPU's timer
+ * queue locked, or by the CPU with interrupts off; the others by their CPU
+ * alone. No program loops over what a guest can make many of, locks, or leaves
+ * the guest but for a notification.
  *
  * A softirq that a hardirq raised is part of that interrupt: it is what hands
  * a network packet to its reader. So the echo waits for the softirqs. They run
@@ -29,6 +33,7 @@
 #include <bpf/bpf_tracing.h>
 #include "page.h"
 #include "ticket.h"
+#include "timers.h"
 #include "urgency.h"
 
 /* From include/linux/sched.h: the task stands for an idle CPU. */
@@ -44,6 +49,8 @@ extern __u8 *pvsched_page(int cpu, const size_t rdwr_buf_size) __ksym;
 extern void pvsched_notify_host(void) __ksym;
 /* Not in kernels without CONFIG_KALLSYMS_ALL; the stopper counts as RT 99 there. */
 extern const void stop_sched_class __ksym __weak;
+/* The end of a fair task's turn: armed by whichever task runs before it, and never urgent. */
+extern const void hrtick __ksym __weak;
 
 /* What a CPU remembers of its interrupts. */
 struct cpu_state {
@@ -65,6 +72,20 @@ static __always_inline struct cpu_state *this_state(void)
 	__u32 key = 0;
 
 	return bpf_map_lookup_elem(&cpu_states, &key);
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pvsched_timers);
+} cpu_timers SEC(".maps");
+
+static __always_inline struct pvsched_timers *timers_of(int cpu)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_percpu_elem(&cpu_timers, &key, cpu);
 }
 
 static __always_inline struct pvsched_page *page_of(int cpu)
@@ -237,6 +258,70 @@ int BPF_PROG(on_pi_setprio, struct task_struct *p, struct task_struct *pi_task)
 		say_pending(page, urgency);
 	}
 	return 0;
+}
+
+static __always_inline void say_timer(struct pvsched_page *page, struct pvsched_timers *timers)
+{
+	__u64 word = pvsched_timer_word(timers);
+
+	if (READ_ONCE(page->timer) != word)
+		WRITE_ONCE(page->timer, word);
+}
+
+/* The only one to write the first word: without it the others know too little. */
+SEC("?fentry/tick_program_event")
+int BPF_PROG(on_timer_programmed, __s64 expires)
+{
+	int cpu = bpf_get_smp_processor_id();
+	struct pvsched_timers *timers = timers_of(cpu);
+	struct pvsched_page *page = page_of(cpu);
+
+	if (!page || !timers)
+		return 0;
+	pvsched_timer_programmed(timers, expires);
+	say_timer(page, timers);
+	return 0;
+}
+
+SEC("tp_btf/hrtimer_start")
+int BPF_PROG(on_timer_started, struct hrtimer *timer)
+{
+	int cpu = timer->base->cpu_base->cpu;
+	struct pvsched_page *here = this_page(), *page = page_of(cpu);
+	struct pvsched_timers *timers = timers_of(cpu);
+	struct task_struct *current = bpf_get_current_task_btf();
+
+	if (!here || !page || !timers || (&hrtick && timer->function == &hrtick))
+		return 0;
+	pvsched_timer_started(timers, (__u64)timer, timer->node.expires - timer->base->offset,
+			      task_urgency(current, current->prio), !READ_ONCE(here->context));
+	if (READ_ONCE(page->timer))
+		say_timer(page, timers);
+	return 0;
+}
+
+static __always_inline int timer_stopped(struct hrtimer *timer)
+{
+	int cpu = timer->base->cpu_base->cpu;
+	struct pvsched_timers *timers = timers_of(cpu);
+	struct pvsched_page *page = page_of(cpu);
+
+	if (page && timers && pvsched_timer_stopped(timers, (__u64)timer) &&
+	    READ_ONCE(page->timer))
+		say_timer(page, timers);
+	return 0;
+}
+
+SEC("tp_btf/hrtimer_cancel")
+int BPF_PROG(on_timer_cancelled, struct hrtimer *timer)
+{
+	return timer_stopped(timer);
+}
+
+SEC("tp_btf/hrtimer_expire_entry")
+int BPF_PROG(on_timer_expired, struct hrtimer *timer)
+{
+	return timer_stopped(timer);
 }
 
 static __always_inline int hardirq_entry(void)

@@ -127,6 +127,7 @@ static void pvsched_page_silence(struct pvsched_page *page)
 	WRITE_ONCE(page->pending_task, 0);
 	WRITE_ONCE(page->context, 0);
 	WRITE_ONCE(page->ack, 0);
+	WRITE_ONCE(page->timer, 0);
 }
 
 static void pvsched_publish_cpu(struct pvsched *pv, unsigned int cpu)

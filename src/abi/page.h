@@ -72,6 +72,24 @@ enum pvsched_class {
 #define PVSCHED_CONTEXT_NMI_SHIFT	16
 #define PVSCHED_CONTEXT_FIELD_MASK	0xffULL
 
+/*
+ * pvsched_page.timer: what the timer interrupts of the guest CPU are for.
+ * Most are ticks, which need no haste. The host sees each one expire and
+ * cannot tell them apart; nor can it see a timer behind the next one, which
+ * the guest arms when it has taken that.
+ *
+ *   bits  0..31  microseconds from the next timer interrupt to the first one
+ *                for an urgent task; 0 when the next one is for it
+ *   bits 32..47  class and real-time priority of that task: an urgency word
+ *                without its nice byte; 0 when no timer is for an urgent task
+ *   bit  63      the guest keeps this word; without it nothing is said
+ *   others       zero
+ */
+#define PVSCHED_TIMER_DELAY_MASK	0xffffffffULL
+#define PVSCHED_TIMER_URGENCY_SHIFT	32
+#define PVSCHED_TIMER_URGENCY_MASK	0xffffULL
+#define PVSCHED_TIMER_KNOWN		(1ULL << 63)
+
 /* pvsched_page.applied, bits 0..7: what the host does with this vCPU */
 enum pvsched_applied {
 	PVSCHED_APPLIED_NONE		= 0, /* no host scheduler reads this page */
@@ -102,7 +120,8 @@ struct pvsched_page {
 				 */
 	__u64 context;		/* PVSCHED_CONTEXT_* */
 	__u64 ack;		/* last ticket whose interrupt has been taken */
-	__u64 rsvd1[4];
+	__u64 timer;		/* PVSCHED_TIMER_* */
+	__u64 rsvd1[3];
 
 	/* Cache line 2. Writer: the host's scheduler. */
 	__u64 applied;		/* enum pvsched_applied and flags */
@@ -123,6 +142,7 @@ PVSCHED_OFFSET(struct pvsched_page, current_task, 64);
 PVSCHED_OFFSET(struct pvsched_page, pending_task, 72);
 PVSCHED_OFFSET(struct pvsched_page, context, 80);
 PVSCHED_OFFSET(struct pvsched_page, ack, 88);
+PVSCHED_OFFSET(struct pvsched_page, timer, 96);
 PVSCHED_OFFSET(struct pvsched_page, applied, 128);
 PVSCHED_OFFSET(struct pvsched_page, ticket, 136);
 PVSCHED_OFFSET(struct pvsched_page, boosts, 144);

@@ -132,6 +132,7 @@ impl<'obj> Hints<'obj> {
         open.maps.cpus.reuse_fd(main.maps.cpus.as_fd())?;
         open.maps.llcs.reuse_fd(main.maps.llcs.as_fd())?;
         open.maps.stats.reuse_fd(main.maps.stats.as_fd())?;
+        open.maps.dues.reuse_fd(main.maps.dues.as_fd())?;
 
         let mut skel = open.load().context("the kernel refused the KVM programs")?;
         skel.attach().context("cannot attach to KVM")?;

@@ -134,6 +134,7 @@ impl<'obj> Instance<'obj> {
         let vms = Vms::new(
             MapHandle::try_from(&skel.maps.tasks)?,
             MapHandle::try_from(&skel.maps.pages)?,
+            MapHandle::try_from(&skel.maps.dues)?,
         );
         let stats = StatsServer::new(stats::server_data()).launch()?;
         let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);

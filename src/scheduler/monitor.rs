@@ -28,11 +28,13 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
     )?;
     writeln!(
         out,
-        "  hints: timer {} irq {} wake {} kick {}",
+        "  hints: timer {} irq {} wake {} kick {}; idle {} due {}",
         since(|m| m.hints_timer),
         since(|m| m.hints_irq),
         since(|m| m.hints_wake),
         since(|m| m.hints_kick),
+        since(|m| m.hints_idle),
+        since(|m| m.hints_due),
     )?;
     writeln!(
         out,

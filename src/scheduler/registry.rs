@@ -25,6 +25,8 @@ pub struct Vcpu {
     /// Thread id in the scheduler's pid namespace.
     pub tid: u32,
     pidfd: OwnedFd,
+    /// `pv_page.attachment`, the key of its host timer.
+    attachment: u64,
 }
 
 /// One VM, as long as its connection lasts.
@@ -42,17 +44,19 @@ pub struct Vm {
 pub struct Vms {
     tasks: MapHandle,
     pages: MapHandle,
+    dues: MapHandle,
     attachments: u64,
     vms: BTreeMap<u32, Vm>,
 }
 
 impl Vms {
-    /// Serves the maps `tasks` and `pages` of `bpf/state.bpf.h`.
+    /// Serves the maps `tasks`, `pages` and `dues` of `bpf/state.bpf.h`.
     #[must_use]
-    pub fn new(tasks: MapHandle, pages: MapHandle) -> Self {
+    pub fn new(tasks: MapHandle, pages: MapHandle, dues: MapHandle) -> Self {
         Self {
             tasks,
             pages,
+            dues,
             attachments: 0,
             vms: BTreeMap::new(),
         }
@@ -69,6 +73,15 @@ impl Vms {
     /// When the map cannot be read for another reason.
     pub fn state_of(&self, vcpu: &Vcpu) -> Result<Option<intf::pv_task>> {
         lookup_task(&self.tasks, vcpu.pidfd.as_raw_fd())
+    }
+
+    /// Ends the host timer of a handover; without effect where there is none.
+    fn forget_due(&self, attachment: u64) {
+        match self.dues.delete(&attachment.to_ne_bytes()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => warn!("a host timer of a vCPU that is gone stays: {error}"),
+        }
     }
 }
 
@@ -150,10 +163,6 @@ impl Registry for Vms {
         page: &MappedPage,
     ) -> Result<(), RegistryError> {
         let internal = |error: &dyn std::fmt::Display| RegistryError::Internal(error.to_string());
-        let entry = self
-            .vms
-            .get_mut(&vm.0)
-            .ok_or_else(|| internal(&"the VM is not registered"))?;
         let pidfd = vcpu
             .pidfd
             .as_fd()
@@ -162,11 +171,16 @@ impl Registry for Vms {
 
         // struct pv_page of bpf/state.bpf.h: the kernel pins the page behind the address.
         let attachment = self.attachments + 1;
+        let due = vec![0; usize::try_from(self.dues.value_size()).unwrap_or_default()];
+        self.dues
+            .update(&attachment.to_ne_bytes(), &due, MapFlags::ANY)
+            .map_err(|error| internal(&error))?;
         let mut value = page.address().to_ne_bytes().to_vec();
         value.extend_from_slice(&attachment.to_ne_bytes());
         self.pages
             .update(&pidfd.as_raw_fd().to_ne_bytes(), &value, MapFlags::ANY)
             .map_err(|error| {
+                self.forget_due(attachment);
                 if is_gone(&error) {
                     RegistryError::NoThread
                 } else {
@@ -174,17 +188,25 @@ impl Registry for Vms {
                 }
             })?;
         self.attachments = attachment;
+        let entry = self
+            .vms
+            .get_mut(&vm.0)
+            .ok_or_else(|| internal(&"the VM is not registered"))?;
         info!(
             "VM {}: vCPU with APIC id {} is thread {}",
             entry.name, vcpu.apic_id, vcpu.tid
         );
-        entry.vcpus.insert(
+        let before = entry.vcpus.insert(
             vcpu.apic_id,
             Vcpu {
                 tid: vcpu.tid,
                 pidfd,
+                attachment,
             },
         );
+        if let Some(before) = before {
+            self.forget_due(before.attachment);
+        }
         Ok(())
     }
 
@@ -206,6 +228,7 @@ impl Registry for Vms {
                 );
             }
         }
+        self.forget_due(known.attachment);
     }
 
     fn vm_removed(&mut self, vm: VmId) {

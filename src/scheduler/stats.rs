@@ -75,6 +75,12 @@ pub struct Metrics {
     pub hints_kick: u64,
     #[stat(desc = "hints: KVM woke a halted vCPU")]
     pub hints_wake: u64,
+    #[stat(desc = "hints of an interrupt that was known already")]
+    pub hints_repeated: u64,
+    #[stat(desc = "hints of a timer that is for no urgent task, as the guest says")]
+    pub hints_idle: u64,
+    #[stat(desc = "urgent guest timers that expired behind one not yet taken")]
+    pub hints_due: u64,
     #[stat(desc = "hints for waiting vCPUs, posted to a CPU")]
     pub posted: u64,
     #[stat(desc = "posts lost because a CPU had too many")]
@@ -131,6 +137,9 @@ impl Metrics {
         self.hints_irq += cpu.hints[intf::pv_hint_source_PV_HINT_IRQ as usize];
         self.hints_kick += cpu.hints[intf::pv_hint_source_PV_HINT_KICK as usize];
         self.hints_wake += cpu.hints[intf::pv_hint_source_PV_HINT_WAKE as usize];
+        self.hints_repeated += cpu.hints_repeated;
+        self.hints_idle += cpu.hints_idle;
+        self.hints_due += cpu.hints_due;
         self.posted += cpu.posted;
         self.dropped += cpu.dropped;
         self.moved += cpu.moved;

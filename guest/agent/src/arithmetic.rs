@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Tests of what the BPF programs are made of: `guest/bpf/urgency.h` and `ticket.h`, compiled
-//! natively.
+//! Tests of what the BPF programs are made of: `guest/bpf/urgency.h`, `ticket.h` and
+//! `timers.h`, compiled natively.
 
 #[allow(
     dead_code,
@@ -38,6 +38,52 @@ fn urgent(word: u64) -> bool {
 fn hardirq_ack(acked: u64, earlier: u64, entered: u64) -> u64 {
     // SAFETY: the function computes with its arguments.
     unsafe { native::pvsched_hardirq_ack(acked, earlier, entered) }
+}
+
+/// A CPU's timers, driven through the functions that the programs call.
+struct Timers(native::pvsched_timers);
+
+impl Timers {
+    fn programmed(at: i64) -> Self {
+        // SAFETY: plain integers, and all zero is how the map begins.
+        let mut timers = Self(unsafe { std::mem::zeroed() });
+        timers.program(at);
+        timers
+    }
+
+    fn program(&mut self, at: i64) {
+        // SAFETY: the function writes to the value that it is given.
+        unsafe { native::pvsched_timer_programmed(&mut self.0, at) }
+    }
+
+    fn start(&mut self, timer: u64, expires: i64, urgency: u64, by_task: bool) {
+        // SAFETY: as above.
+        unsafe { native::pvsched_timer_started(&mut self.0, timer, expires, urgency, by_task) }
+    }
+
+    fn stop(&mut self, timer: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { native::pvsched_timer_stopped(&mut self.0, timer) }
+    }
+
+    /// Urgency word without nice, and delay in microseconds; none if no timer is urgent.
+    fn first(&self) -> Option<(u64, u64)> {
+        // SAFETY: the function reads the value that it is given.
+        let word = unsafe { native::pvsched_timer_word(&self.0) };
+        assert_ne!(word & abi::PVSCHED_TIMER_KNOWN, 0);
+        let urgency =
+            word >> abi::PVSCHED_TIMER_URGENCY_SHIFT & u64::from(abi::PVSCHED_TIMER_URGENCY_MASK);
+        (urgency != 0).then_some((urgency, word & u64::from(abi::PVSCHED_TIMER_DELAY_MASK)))
+    }
+}
+
+/// Addresses as the kernel's stacks have them: 16 KiB apart.
+fn stack(number: u64) -> u64 {
+    0xffff_c900_0000_3d80 + (number << 14)
+}
+
+fn short(urgency: u64) -> u64 {
+    urgency >> abi::PVSCHED_URGENCY_PRIO_SHIFT
 }
 
 fn fair(policy: u32, nice: i32) -> pvsched_task {
@@ -150,6 +196,39 @@ proptest! {
         prop_assert!(second - echo <= later);
     }
 
+    /// Whatever happens to timers, the word is well-formed.
+    #[test]
+    fn no_sequence_of_timers_makes_a_malformed_word(
+        events in prop::collection::vec((0u8..4, 0u64..40, any::<i64>(), any_task(), any::<bool>()), 0..60),
+    ) {
+        let mut timers = Timers::programmed(0);
+        for (event, number, time, task, by_task) in events {
+            match event {
+                0 => timers.program(time),
+                1 => drop(timers.stop(stack(number))),
+                _ => timers.start(stack(number), time, urgency(task), by_task),
+            }
+            if let Some((short, _)) = timers.first() {
+                prop_assert!(urgent(short << abi::PVSCHED_URGENCY_PRIO_SHIFT));
+            }
+        }
+    }
+
+    /// A pair of timers always has room, whatever their addresses.
+    #[test]
+    fn of_two_urgent_timers_the_first_is_told(
+        a in 0u64..1000, b in 0u64..1000, early in 1i64..1_000_000, later in 1i64..1_000_000,
+    ) {
+        prop_assume!(a != b);
+        let mut timers = Timers::programmed(0);
+        let (low, high) = (urgency(realtime(10)), urgency(realtime(80)));
+        timers.start(stack(a), (early + later) * 1000, high, true);
+        timers.start(stack(b), early * 1000, low, true);
+        prop_assert_eq!(timers.first(), Some((short(low), early.unsigned_abs())));
+        prop_assert!(timers.stop(stack(b)));
+        prop_assert_eq!(timers.first(), Some((short(high), (early + later).unsigned_abs())));
+    }
+
     #[test]
     fn the_echo_never_runs_ahead_of_what_was_read(
         acked in any::<u64>(), earlier in any::<u64>(), ahead in 0u64..1 << 62,
@@ -182,6 +261,51 @@ fn classes_follow_the_kernels_policies() {
         ..fair(0, 0)
     };
     assert_eq!(class(urgency(idle)), abi::PVSCHED_CLASS_IDLE_CPU);
+}
+
+#[test]
+fn a_timer_is_told_from_its_start_to_its_end() {
+    let mut timers = Timers::programmed(1_000_000);
+    let rt = urgency(realtime(80));
+    assert_eq!(timers.first(), None);
+    timers.start(stack(1), 3_500_000, rt, true);
+    assert_eq!(timers.first(), Some((short(rt), 2500)));
+    timers.program(3_500_000);
+    assert_eq!(timers.first(), Some((short(rt), 0)));
+    assert!(timers.stop(stack(1)));
+    assert_eq!(timers.first(), None);
+    assert!(!timers.stop(stack(1)), "it has stopped before");
+}
+
+#[test]
+fn a_timer_that_rearms_itself_stays_urgent_and_no_interrupt_makes_one_urgent() {
+    let mut timers = Timers::programmed(0);
+    let rt = urgency(realtime(80));
+    timers.start(stack(1), 1_000_000, rt, true);
+    timers.stop(stack(1));
+    timers.start(stack(1), 2_000_000, urgency(fair(POLICY_NORMAL, 0)), false);
+    assert_eq!(timers.first(), Some((short(rt), 2000)));
+    timers.stop(stack(1));
+    timers.start(stack(2), 2_000_000, rt, false);
+    assert_eq!(timers.first(), None);
+}
+
+#[test]
+fn the_next_owner_of_a_stack_does_not_inherit_its_urgency() {
+    let mut timers = Timers::programmed(0);
+    timers.start(stack(1), 1_000_000, urgency(realtime(80)), true);
+    timers.start(stack(1), 1_000_000, urgency(fair(POLICY_NORMAL, 0)), true);
+    assert_eq!(timers.first(), None);
+}
+
+#[test]
+fn a_timer_long_overdue_was_lost() {
+    let mut timers = Timers::programmed(0);
+    timers.start(stack(1), 1_000_000, urgency(realtime(80)), true);
+    timers.program(1_001_000_000);
+    assert_eq!(timers.first(), Some((short(urgency(realtime(80))), 0)));
+    timers.program(1_001_000_001);
+    assert_eq!(timers.first(), None);
 }
 
 #[test]

@@ -4,14 +4,13 @@
 use std::path::Path;
 
 use anyhow::{anyhow, ensure, Context, Result};
-use libbpf_rs::btf::types::Typedef;
+use libbpf_rs::btf::types::{Func, Typedef};
 use libbpf_rs::btf::Btf;
 use libbpf_rs::{Link, Object, ObjectBuilder, OpenObject};
 use scx_pvsched::abi;
 
 const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 const MODULE_BTF: &str = "/sys/kernel/btf/virtio_pvsched";
-const TRACEPOINT: &str = "tp_btf/";
 
 /// libelf reads the object's tables in place, so they must be aligned.
 #[repr(C, align(8))]
@@ -84,17 +83,19 @@ impl Protocol {
     }
 }
 
-/// Programs of a section `?tp_btf/…` are wanted where the kernel has the tracepoint.
+/// Programs of a section `?tp_btf/…` are wanted where the kernel has the tracepoint, those of a
+/// section `?fentry/…` where it has the function.
 fn choose_optional(open: &mut OpenObject) -> Result<()> {
     let kernel = Btf::from_vmlinux().with_context(|| format!("cannot read {VMLINUX_BTF}"))?;
     for mut program in open.progs_mut().filter(|program| !program.autoload()) {
         let section = program.section().to_string_lossy().into_owned();
-        let Some(name) = section.trim_start_matches('?').strip_prefix(TRACEPOINT) else {
-            continue;
+        let exists = match section.trim_start_matches('?').split_once('/') {
+            Some(("tp_btf", name)) => kernel
+                .type_by_name::<Typedef>(&format!("btf_trace_{name}"))
+                .is_some(),
+            Some(("fentry", name)) => kernel.type_by_name::<Func>(name).is_some(),
+            _ => continue,
         };
-        let exists = kernel
-            .type_by_name::<Typedef>(&format!("btf_trace_{name}"))
-            .is_some();
         program.set_autoload(exists);
     }
     Ok(())

@@ -77,11 +77,22 @@ pub struct Words {
     pub softirq: u8,
     pub nmi: u8,
     pub ack: u64,
+    /// The first timer for an urgent task; none also where the guest cannot tell.
+    pub timer: Option<Timer>,
     pub applied: &'static str,
     pub notify: bool,
     pub ticket: u64,
     pub boosts: u64,
     pub throttles: u64,
+}
+
+/// A timer that an urgent task waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Timer {
+    #[serde(flatten)]
+    pub urgency: Urgency,
+    /// Microseconds that it comes after the CPU's next timer interrupt.
+    pub delay_us: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -137,6 +148,17 @@ impl fmt::Display for Urgency {
     }
 }
 
+impl Timer {
+    fn decode(word: u64) -> Option<Self> {
+        let urgency =
+            word >> abi::PVSCHED_TIMER_URGENCY_SHIFT & u64::from(abi::PVSCHED_TIMER_URGENCY_MASK);
+        (urgency != 0).then(|| Self {
+            urgency: (urgency << abi::PVSCHED_URGENCY_PRIO_SHIFT).into(),
+            delay_us: word & u64::from(abi::PVSCHED_TIMER_DELAY_MASK),
+        })
+    }
+}
+
 impl From<&abi::pvsched_page> for Words {
     fn from(page: &abi::pvsched_page) -> Self {
         let applied = page.applied & u64::from(abi::PVSCHED_APPLIED_MASK);
@@ -148,6 +170,7 @@ impl From<&abi::pvsched_page> for Words {
             softirq: byte(page.context, abi::PVSCHED_CONTEXT_SOFTIRQ_SHIFT),
             nmi: byte(page.context, abi::PVSCHED_CONTEXT_NMI_SHIFT),
             ack: page.ack,
+            timer: Timer::decode(page.timer),
             applied: match u32::try_from(applied).unwrap_or(u32::MAX) {
                 abi::PVSCHED_APPLIED_NONE => "none",
                 abi::PVSCHED_APPLIED_BASELINE => "baseline",
@@ -378,6 +401,7 @@ mod tests {
         with_word(&mut bytes, 72, 0x05_5a_14);
         with_word(&mut bytes, 80, 0x00_01_02);
         with_word(&mut bytes, 88, 41);
+        with_word(&mut bytes, 96, 1 << 63 | 0x05_50 << 32 | 2500);
         with_word(&mut bytes, 128, 0x103);
         with_word(&mut bytes, 136, 42);
         with_word(&mut bytes, 144, 7);
@@ -401,6 +425,14 @@ mod tests {
                 softirq: 1,
                 nmi: 0,
                 ack: 41,
+                timer: Some(Timer {
+                    urgency: Urgency {
+                        class: "rt",
+                        rt_prio: Some(80),
+                        nice: None
+                    },
+                    delay_us: 2500
+                }),
                 applied: "boost-irq",
                 notify: true,
                 ticket: 42,
