@@ -260,6 +260,22 @@ int BPF_PROG(on_pi_setprio, struct task_struct *p, struct task_struct *pi_task)
 	return 0;
 }
 
+/* Stands still while the programs are loaded. */
+static __u64 anchor;
+
+/*
+ * A number for a timer: programs may not compute with the address itself, but
+ * with the distance of two.
+ */
+static __always_inline __u64 number_of(const struct hrtimer *timer)
+{
+	__u64 number = (const char *)timer - (const char *)&anchor;
+
+	/* Keeps clang from computing with the address after all. */
+	barrier_var(number);
+	return number;
+}
+
 static __always_inline void say_timer(struct pvsched_page *page, struct pvsched_timers *timers)
 {
 	__u64 word = pvsched_timer_word(timers);
@@ -293,7 +309,7 @@ int BPF_PROG(on_timer_started, struct hrtimer *timer)
 
 	if (!here || !page || !timers || (&hrtick && timer->function == &hrtick))
 		return 0;
-	pvsched_timer_started(timers, (__u64)timer, timer->node.expires - timer->base->offset,
+	pvsched_timer_started(timers, number_of(timer), timer->node.expires - timer->base->offset,
 			      task_urgency(current, current->prio), !READ_ONCE(here->context));
 	if (READ_ONCE(page->timer))
 		say_timer(page, timers);
@@ -306,7 +322,7 @@ static __always_inline int timer_stopped(struct hrtimer *timer)
 	struct pvsched_timers *timers = timers_of(cpu);
 	struct pvsched_page *page = page_of(cpu);
 
-	if (page && timers && pvsched_timer_stopped(timers, (__u64)timer) &&
+	if (page && timers && pvsched_timer_stopped(timers, number_of(timer)) &&
 	    READ_ONCE(page->timer))
 		say_timer(page, timers);
 	return 0;

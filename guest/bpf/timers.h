@@ -23,7 +23,7 @@
 #define PVSCHED_TIMER_LOST_NS	1000000000LL
 
 struct pvsched_timer {
-	__u64 timer;	/* its address stands for it; 0 none */
+	__u64 timer;	/* a number of its own; 0 none */
 	__s64 expires;	/* ns of the guest's monotonic clock, or NEVER */
 	__u64 urgency;
 };
@@ -40,10 +40,10 @@ static inline _Bool pvsched_timer_armed(const struct pvsched_timer *slot)
 }
 
 /*
- * Each timer has two slots to be in, by its address. Timers of sleeping tasks
- * lie on kernel stacks and differ in their high bits only; 2^64 divided by the
- * golden ratio mixes those into the top bits (Knuth, The Art of Computer
- * Programming, volume 3, section 6.4).
+ * Each timer has two slots to be in, by its number, which comes from its
+ * address. Timers of sleeping tasks lie on kernel stacks and differ in their
+ * high bits only; 2^64 divided by the golden ratio mixes those into the top
+ * bits (Knuth, The Art of Computer Programming, volume 3, section 6.4).
  */
 static inline unsigned int pvsched_timer_slot(__u64 timer)
 {

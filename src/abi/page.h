@@ -82,13 +82,13 @@ enum pvsched_class {
  *                for an urgent task; 0 when the next one is for it
  *   bits 32..47  class and real-time priority of that task: an urgency word
  *                without its nice byte; 0 when no timer is for an urgent task
- *   bit  63      the guest keeps this word; without it nothing is said
+ *   bit  48      the guest keeps this word; without it nothing is said
  *   others       zero
  */
 #define PVSCHED_TIMER_DELAY_MASK	0xffffffffULL
 #define PVSCHED_TIMER_URGENCY_SHIFT	32
 #define PVSCHED_TIMER_URGENCY_MASK	0xffffULL
-#define PVSCHED_TIMER_KNOWN		(1ULL << 63)
+#define PVSCHED_TIMER_KNOWN		(1ULL << 48)
 
 /* pvsched_page.applied, bits 0..7: what the host does with this vCPU */
 enum pvsched_applied {

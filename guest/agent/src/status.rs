@@ -401,7 +401,7 @@ mod tests {
         with_word(&mut bytes, 72, 0x05_5a_14);
         with_word(&mut bytes, 80, 0x00_01_02);
         with_word(&mut bytes, 88, 41);
-        with_word(&mut bytes, 96, 1 << 63 | 0x05_50 << 32 | 2500);
+        with_word(&mut bytes, 96, 1 << 48 | 0x05_50 << 32 | 2500);
         with_word(&mut bytes, 128, 0x103);
         with_word(&mut bytes, 136, 42);
         with_word(&mut bytes, 144, 7);
