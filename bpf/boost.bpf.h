@@ -98,6 +98,13 @@ static inline u64 irq_debt(struct pv_task *t, u64 now)
 	return pv_debt_repay(t->irq_debt, elapsed);
 }
 
+/* Brings the debt up to date; before anything that it depends on changes. */
+static inline void irq_settle(struct pv_task *t, u64 now)
+{
+	t->irq_debt = irq_debt(t, now);
+	t->irq_debt_at = now;
+}
+
 static inline bool task_is_spent(struct pv_task *t, s64 lead)
 {
 	return pv_spent(t->task_spent, lead > 0 ? lead : 0, task_budget_ns, 0);
@@ -195,8 +202,7 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, u64 weight, u64 now)
 	t->ran += ran;
 	if (t->boost)
 		t->ran_boosted += ran;
-	t->irq_debt = irq_debt(t, now);
-	t->irq_debt_at = now;
+	irq_settle(t, now);
 	return 0;
 }
 

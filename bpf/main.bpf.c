@@ -300,6 +300,8 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		return;
 
 	t->charged_at = now;
+	if (t->is_vcpu)
+		irq_settle(t, now);
 	c->rank = 0;
 	c->give_way = 0;
 	c->vtime = t->vtime;

@@ -108,6 +108,8 @@ impl<'obj> Hints<'obj> {
             .on_kick_inner
             .set_autoload(sources.kick == Some("__kvm_vcpu_kick"));
 
+        // Without this the kernel's SCX_ constants are all zero in there, and kicks preempt nobody.
+        scx_utils::import_enums!(open);
         let from = main
             .maps
             .rodata_data
