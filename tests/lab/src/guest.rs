@@ -222,7 +222,9 @@ impl Builder {
         arguments
             .bare_machine()
             .option("-name", format!("{},debug-threads=on", self.name))
-            .option("-machine", "q35,memory-backend=m0")
+            // As libvirt's tools do it. QEMU's HPET goes on at the guest's boot-time tick for as
+            // long as the guest lives, and wakes QEMU's main thread at each.
+            .option("-machine", "q35,memory-backend=m0,hpet=off")
             .option("-accel", "kvm")
             .option("-cpu", "host")
             .option("-smp", &self.smp)
