@@ -154,7 +154,8 @@ static inline void arm_due(struct task_struct *p, struct pv_task *t, u64 ticket,
 	bpf_timer_start(&due->timer, delay, 0);
 }
 
-static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
+/* @late: ns since the interrupt was due */
+static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source, u64 late)
 {
 	s32 tid = BPF_CORE_READ(vcpu, pid, numbers[0].nr);
 	struct pvsched_page *page;
@@ -190,6 +191,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	if (timer & PVSCHED_TIMER_KNOWN) {
 		rank = pv_timer_rank(timer);
 		delay = pv_timer_delay(timer);
+		delay = delay > late ? delay - late : 0;
 	} else {
 		rank = expected_rank(t);
 	}
@@ -211,11 +213,12 @@ release:
 SEC("?fentry/apic_timer_fn")
 int BPF_PROG(on_timer, struct hrtimer *timer)
 {
+	u64 due = BPF_CORE_READ(timer, node.expires), now = bpf_ktime_get_ns();
 	struct kvm_lapic___pv *apic;
 
 	apic = (void *)timer - bpf_core_field_offset(struct kvm_timer___pv, timer) -
 	       bpf_core_field_offset(struct kvm_lapic___pv, lapic_timer);
-	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_TIMER);
+	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_TIMER, now > due ? now - due : 0);
 	return 0;
 }
 
@@ -227,7 +230,7 @@ int BPF_PROG(on_timer, struct hrtimer *timer)
 SEC("?fexit/__apic_accept_irq")
 int BPF_PROG(on_irq, struct kvm_lapic___pv *apic)
 {
-	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_IRQ);
+	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_IRQ, 0);
 	return 0;
 }
 
@@ -235,21 +238,21 @@ int BPF_PROG(on_irq, struct kvm_lapic___pv *apic)
 SEC("?fentry/kvm_vcpu_kick")
 int BPF_PROG(on_kick, struct kvm_vcpu___pv *vcpu)
 {
-	hint(vcpu, PV_HINT_KICK);
+	hint(vcpu, PV_HINT_KICK, 0);
 	return 0;
 }
 
 SEC("?fentry/__kvm_vcpu_kick")
 int BPF_PROG(on_kick_inner, struct kvm_vcpu___pv *vcpu)
 {
-	hint(vcpu, PV_HINT_KICK);
+	hint(vcpu, PV_HINT_KICK, 0);
 	return 0;
 }
 
 SEC("?fentry/kvm_vcpu_wake_up")
 int BPF_PROG(on_wake, struct kvm_vcpu___pv *vcpu)
 {
-	hint(vcpu, PV_HINT_WAKE);
+	hint(vcpu, PV_HINT_WAKE, 0);
 	return 0;
 }
 
