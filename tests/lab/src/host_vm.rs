@@ -183,11 +183,7 @@ impl<'a> Setup<'a> {
         for option in accel.options() {
             arguments.flag(option);
         }
-        let q10 = std::env::var("Q10").ok();
-        let share = match &q10 {
-            Some(r) => Path::new(r).join("usr/share"),
-            None => self.root.path().join("usr/share"),
-        };
+        let share = self.root.path().join("usr/share");
         arguments
             .option("-L", share.join("qemu"))
             .option("-L", share.join("seabios"));
@@ -195,13 +191,8 @@ impl<'a> Setup<'a> {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL"])
-            .args({
-                let mut a = self.root.foreign("qemu-system-x86_64");
-                if let Some(r) = &q10 {
-                    a[3] = format!("{r}/usr/bin/qemu-system-x86_64");
-                }
-                a
-            })
+            .args(accel.wrapper())
+            .args(self.root.foreign("qemu-system-x86_64"))
             .args(arguments.get())
             .env("QEMU_MODULE_DIR", self.root.libraries().join("qemu"));
         command
