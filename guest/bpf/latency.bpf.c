@@ -27,6 +27,10 @@
  * as soon as the hardirq ends, or bottom halves are enabled again. If they are
  * left to ksoftirqd instead, the next task switch gives the echo: from there
  * on they are a task's work, published as that task's urgency.
+ *
+ * A timer interrupt is not over before the hardware's timer is set anew, which
+ * newer kernels leave to the very end: a vCPU that loses its CPU before would
+ * sleep through its next timer. So the echo and the notification wait for that.
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -58,6 +62,9 @@ struct cpu_state {
 	__u64 entered;	/* the ticket at the entry of the last hardirq */
 	__u64 read;	/* the ticket as it was last read, there or at a task switch */
 	__u64 softirqs;	/* bit per softirq that was raised and has not begun */
+	__u64 rearming;	/* a timer interrupt came, and the hardware's timer is not set since */
+	__u64 ready;	/* the ticket to echo when it is */
+	__u64 tell;	/* the host is to be told then */
 };
 
 struct {
@@ -187,6 +194,20 @@ static __always_inline bool say_ack(struct pvsched_page *page, __u64 ticket)
 	return READ_ONCE(page->ticket) == ticket && !says_urgent(page);
 }
 
+/* Everything up to @ticket was taken; @tell: and urgency has dropped. */
+static __always_inline void settle(struct pvsched_page *page, struct cpu_state *state,
+				   __u64 ticket, bool tell)
+{
+	if (state->rearming) {
+		state->ready = ticket;
+		state->tell |= tell;
+		return;
+	}
+	tell |= say_ack(page, ticket);
+	if (tell)
+		notify(page);
+}
+
 /*
  * Tasks are switched with interrupts off, and interrupts were on since the
  * last switch and since the last interrupt. So what was read until now can be
@@ -206,10 +227,8 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 	if (READ_ONCE(page->context))
 		WRITE_ONCE(page->context, 0);
 	tell = say_switch(page, task_urgency(next, next->prio));
-	tell |= say_ack(page, state->read);
+	settle(page, state, state->read, tell);
 	state->read = READ_ONCE(page->ticket);
-	if (tell)
-		notify(page);
 	return 0;
 }
 
@@ -284,7 +303,11 @@ static __always_inline void say_timer(struct pvsched_page *page, struct pvsched_
 		WRITE_ONCE(page->timer, word);
 }
 
-/* The only one to write the first word: without it the others know too little. */
+/*
+ * The only one to write the first word: without it the others know too little.
+ * Before the hardware is told, which leaves the guest: a host that takes the
+ * CPU away there has the word already.
+ */
 SEC("?fentry/tick_program_event")
 int BPF_PROG(on_timer_programmed, __s64 expires)
 {
@@ -296,6 +319,19 @@ int BPF_PROG(on_timer_programmed, __s64 expires)
 		return 0;
 	pvsched_timer_programmed(timers, expires);
 	say_timer(page, timers);
+	return 0;
+}
+
+SEC("?fexit/tick_program_event")
+int BPF_PROG(on_timer_set)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+
+	if (!page || !state || !state->rearming)
+		return 0;
+	state->rearming = 0;
+	settle(page, state, state->ready, state->tell);
 	return 0;
 }
 
@@ -380,8 +416,7 @@ static __always_inline int hardirq_exit(void)
 	if (context & HARDIRQ_MASK || state->softirqs)
 		return 0;
 	ticket = pvsched_hardirq_ack(READ_ONCE(page->ack), state->earlier, state->entered);
-	if (say_ack(page, ticket))
-		notify(page);
+	settle(page, state, ticket, false);
 	return 0;
 }
 
@@ -428,8 +463,7 @@ int BPF_PROG(on_softirq_exit, unsigned int vec)
 	WRITE_ONCE(page->context, context - SOFTIRQ_ONE);
 	if (state->softirqs)
 		return 0;
-	if (say_ack(page, state->read))
-		notify(page);
+	settle(page, state, state->read, false);
 	return 0;
 }
 
@@ -444,8 +478,27 @@ int BPF_PROG(on_softirq_exit, unsigned int vec)
 	SEC("?tp_btf/" #name "_entry") int name##_entry(void *ctx) { return hardirq_entry(); }   \
 	SEC("?tp_btf/" #name "_exit") int name##_exit(void *ctx) { return hardirq_exit(); }
 
+SEC("?tp_btf/local_timer_entry")
+int BPF_PROG(on_timer_entry)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+
+	if (page && state && READ_ONCE(page->timer)) {
+		state->rearming = 1;
+		state->ready = READ_ONCE(page->ack);
+		state->tell = 0;
+	}
+	return hardirq_entry();
+}
+
+SEC("?tp_btf/local_timer_exit")
+int BPF_PROG(on_timer_exit)
+{
+	return hardirq_exit();
+}
+
 HARDIRQ(irq_handler)
-HARDIRQ(local_timer)
 HARDIRQ(reschedule)
 HARDIRQ(call_function)
 HARDIRQ(call_function_single)

@@ -84,7 +84,7 @@ impl Protocol {
 }
 
 /// Programs of a section `?tp_btf/…` are wanted where the kernel has the tracepoint, those of a
-/// section `?fentry/…` where it has the function.
+/// section `?fentry/…` or `?fexit/…` where it has the function.
 fn choose_optional(open: &mut OpenObject) -> Result<()> {
     let kernel = Btf::from_vmlinux().with_context(|| format!("cannot read {VMLINUX_BTF}"))?;
     for mut program in open.progs_mut().filter(|program| !program.autoload()) {
@@ -93,7 +93,7 @@ fn choose_optional(open: &mut OpenObject) -> Result<()> {
             Some(("tp_btf", name)) => kernel
                 .type_by_name::<Typedef>(&format!("btf_trace_{name}"))
                 .is_some(),
-            Some(("fentry", name)) => kernel.type_by_name::<Func>(name).is_some(),
+            Some(("fentry" | "fexit", name)) => kernel.type_by_name::<Func>(name).is_some(),
             _ => continue,
         };
         program.set_autoload(exists);
