@@ -16,11 +16,11 @@
 #include "state.bpf.h"
 
 /*
- * After so many interrupts in a row that woke nobody urgent, none is expected
- * to: 16 s of a guest's ticks at 250 Hz, so that a real-time task with a period
- * of seconds is still expected.
+ * An interrupt of which nothing is known is expected to wake somebody urgent
+ * if one of so many before it did: a device's interrupts come between those
+ * with which the guest's CPUs signal each other.
  */
-#define PV_USELESS_MAX	4096
+#define PV_PROMISE	64
 
 /* The page of a vCPU, or NULL when it has none or its guest publishes nothing. */
 static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task *t)
@@ -47,6 +47,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->ticket = READ_ONCE(page->ack);
 		t->urgent_ticket = t->ticket;
 		t->hint_at = 0;
+		t->due_until = 0;
 		t->attachment = v->attachment;
 	}
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
@@ -63,29 +64,21 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 
 	if (since && t->entered) {
 		count_stage(PV_STAGE_TAKEN, since, now);
-		if (t->useless < PV_USELESS_MAX)
-			t->useless++;
-		else
-			t->expected_rank = PV_RANK_NONE;
+		if (t->hint_rank == PV_RANK_IRQ && t->promise)
+			t->promise--;
 	}
 	t->hint_at = 0;
 	t->started = 0;
 	t->entered = 0;
 }
 
-/* The rank that an interrupt of which nothing is known is worth: what the last ones led to. */
-static inline u32 expected_rank(struct pv_task *t)
-{
-	return t->expected_rank > PV_RANK_IRQ ? t->expected_rank : PV_RANK_IRQ;
-}
-
 /*
  * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
  * each would only cut other turns short; it is put ahead while it is owed time.
  */
-static inline bool is_worth_a_boost(u32 rank, s64 lead)
+static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 {
-	return rank > PV_RANK_IRQ || lead <= 0;
+	return rank > PV_RANK_IRQ || t->promise || lead <= 0;
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
@@ -129,7 +122,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			   u64 now)
 {
 	u32 rank = PV_RANK_NONE, boost = PV_BOOST_NONE;
-	bool was_spent = t->task_spent || t->irq_spent;
+	bool was_spent = t->task_spent || t->irq_spent, critical = false;
 
 	if (page) {
 		u64 current_task = READ_ONCE(page->current_task);
@@ -145,12 +138,16 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 		}
 		if (rank) {
 			boost = PV_BOOST_TASK;
-			t->expected_rank = rank;
-			t->useless = 0;
+			if (t->hint_at && t->hint_rank == PV_RANK_IRQ)
+				t->promise = PV_PROMISE;
 		} else if (untaken > 0) {
 			boost = PV_BOOST_IRQ;
+		} else if (now < t->due_until) {
+			boost = PV_BOOST_IRQ;
+		} else if (READ_ONCE(page->context)) {
+			critical = true;
 		}
-		if (t->hint_at && untaken <= 0)
+		if (t->hint_at && untaken <= 0 && now >= t->due_until)
 			hint_taken(t, now);
 	} else if (t->hint_at) {
 		/* Nobody tells when the interrupt was taken: it gets a fixed time in the guest. */
@@ -160,11 +157,19 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			boost = PV_BOOST_IRQ;
 	}
 	if (boost == PV_BOOST_IRQ) {
-		rank = t->hint_rank;
-		if (!is_worth_a_boost(rank, lead)) {
+		rank = now < t->due_until ? t->due_rank : t->hint_rank;
+		if (!is_worth_a_boost(t, rank, lead)) {
 			boost = PV_BOOST_NONE;
 			rank = PV_RANK_NONE;
 		}
+	}
+	/*
+	 * In the middle of an interrupt it may hold a lock for which another
+	 * vCPU spins, the urgent one that displaces it perhaps.
+	 */
+	if (critical && !boost) {
+		boost = PV_BOOST_IRQ;
+		rank = PV_RANK_IRQ;
 	}
 
 	t->task_spent = task_is_spent(t, lead);

@@ -17,8 +17,19 @@
 char _license[] SEC("license") = "GPL";
 
 /* The few fields of KVM's types that are read; CO-RE finds them. */
+struct kvm_lapic___pv;
+
+struct kvm_vcpu_arch___pv {
+	struct kvm_lapic___pv *apic;
+} __attribute__((preserve_access_index));
+
+struct preempt_notifier___pv {
+} __attribute__((preserve_access_index));
+
 struct kvm_vcpu___pv {
+	struct preempt_notifier___pv preempt_notifier;
 	struct pid *pid;
+	struct kvm_vcpu_arch___pv arch;
 } __attribute__((preserve_access_index));
 
 struct kvm_timer___pv {
@@ -30,8 +41,10 @@ struct kvm_lapic___pv {
 	struct kvm_vcpu___pv *vcpu;
 } __attribute__((preserve_access_index));
 
-/* A timer of the guest this soon after another is not worth one of the host's. */
+/* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
+/* However slow the machine, a vCPU is not put ahead of its timer by more. */
+#define LEAD_MAX_NS	PV_NSEC_PER_MSEC
 
 static inline u32 llc_here(struct pv_cpu *c)
 {
@@ -62,25 +75,13 @@ static inline u64 new_ticket(struct pv_task *t, struct pvsched_page *page)
 	return ticket;
 }
 
-/*
- * An interrupt worth @rank waits for @p since the ticket @ticket: if the vCPU
- * waits in a fair queue, a CPU is told to move it ahead.
- */
-static inline void call_ahead(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
-			      u64 ticket, u32 rank)
+/* Something worth @rank waits for @p: if it waits in a fair queue, a CPU is told to move it ahead. */
+static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, u64 now)
 {
 	s32 here = bpf_get_smp_processor_id(), target;
-	u64 now = scx_bpf_now(), urgent = READ_ONCE(t->urgent_ticket);
 	struct pv_cpu *c;
 	struct pv_llc *l;
 	s64 lead;
-
-	if (page && (s64)(urgent - READ_ONCE(page->ack)) > 0 && READ_ONCE(t->hint_rank) > rank)
-		rank = READ_ONCE(t->hint_rank);
-	WRITE_ONCE(t->hint_rank, rank);
-	WRITE_ONCE(t->urgent_ticket, ticket);
-	/* A full barrier, before the state is read: see enqueue(). */
-	__sync_val_compare_and_swap(&t->hint_at, 0, now);
 
 	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
 	if (READ_ONCE(t->state) != PV_STATE_FAIR)
@@ -92,7 +93,7 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, struct p
 	c = cpu_of(scx_bpf_task_cpu(p));
 	l = c ? llc_of(llc_here(c)) : NULL;
 	lead = l ? task_lead(p, t, l) : 0;
-	if (!l || !is_worth_a_boost(rank, lead) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
+	if (!l || !is_worth_a_boost(t, rank, lead) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
 		WRITE_ONCE(t->posted, 0);
 		return;
 	}
@@ -107,13 +108,32 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, struct p
 	COUNT(preempted);
 }
 
-/* The time has come of a timer that the guest has not been able to arm. */
+/* An interrupt worth @rank waits for @p, with the number @ticket. */
+static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
+			u64 ticket, u32 rank)
+{
+	u64 now = scx_bpf_now(), urgent = READ_ONCE(t->urgent_ticket);
+
+	if (page && (s64)(urgent - READ_ONCE(page->ack)) > 0 && READ_ONCE(t->hint_rank) > rank)
+		rank = READ_ONCE(t->hint_rank);
+	WRITE_ONCE(t->hint_rank, rank);
+	WRITE_ONCE(t->urgent_ticket, ticket);
+	WRITE_ONCE(t->due_until, 0);
+	/* A full barrier, before the state is read: see enqueue(). */
+	__sync_val_compare_and_swap(&t->hint_at, 0, now);
+	call_ahead(p, t, rank, now);
+}
+
+/*
+ * A guest's timer for an urgent task is about to expire, and the vCPU waits in
+ * a fair queue: it is put ahead now, to be in guest mode by then.
+ */
 static int on_due(void *map, u64 *attachment, struct pv_due *due)
 {
 	struct pvsched_page *page;
 	struct task_struct *p;
 	struct pv_task *t;
-	u64 ticket;
+	u64 now;
 
 	p = bpf_task_from_pid(due->tid);
 	if (!p)
@@ -122,44 +142,89 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 	if (!t)
 		goto release;
 	page = page_of(p, t);
-	ticket = due->ticket;
-	/* Once it took the interrupt before, the guest has armed the timer itself. */
-	if (page && t->attachment == *attachment && (s64)(ticket - READ_ONCE(page->ack)) > 0) {
+	/* Should it have run since, the guest has seen to its timers. */
+	if (page && t->attachment == *attachment && t->turns == due->turns &&
+	    READ_ONCE(t->state) == PV_STATE_FAIR) {
 		COUNT(hints_due);
-		call_ahead(p, t, page, ticket, due->rank);
+		now = scx_bpf_now();
+		WRITE_ONCE(t->due_rank, due->rank);
+		WRITE_ONCE(t->due_until, now + due->lead + irq_boost_ns);
+		__sync_val_compare_and_swap(&t->hint_at, 0, now);
+		call_ahead(p, t, due->rank, now);
 	}
 release:
 	bpf_task_release(p);
 	return 0;
 }
 
-static inline void arm_due(struct task_struct *p, struct pv_task *t, u64 ticket, u32 rank,
-			   u64 delay)
+/*
+ * How long before a guest's timer its vCPU is put ahead: what it took of late
+ * from a hint to guest mode, and a quarter more.
+ */
+static inline u64 lead_time(struct pv_cpu *c)
 {
-	u64 attachment = t->attachment;
+	u64 lead = READ_ONCE(c->enter_ns);
+
+	lead += lead / 4;
+	return lead < LEAD_MAX_NS ? lead : LEAD_MAX_NS;
+}
+
+static inline void arm_due(struct task_struct *p, struct pv_task *t, u32 rank, u64 at)
+{
+	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
+	u64 attachment = t->attachment, now = bpf_ktime_get_ns(), lead;
 	struct pv_due *due;
 
 	due = bpf_map_lookup_elem(&dues, &attachment);
-	if (!due)
+	if (!due || !c)
 		return;
+	lead = lead_time(c);
 	due->tid = BPF_CORE_READ(p, pid);
 	due->rank = rank;
-	WRITE_ONCE(due->ticket, ticket);
+	due->lead = lead;
+	due->turns = t->turns;
 	if (!due->ready) {
-		/* Two hints may both come here: the second finds it done. */
 		bpf_timer_init(&due->timer, &dues, CLOCK_MONOTONIC);
 		bpf_timer_set_callback(&due->timer, on_due);
 		due->ready = 1;
 	}
-	bpf_timer_start(&due->timer, delay, 0);
+	bpf_timer_start(&due->timer, at > now + lead ? at - now - lead : 0, 0);
 }
 
-/* @late: ns since the interrupt was due */
-static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source, u64 late)
+/*
+ * A vCPU loses its CPU. Its guest's timers cannot be armed until it runs
+ * again but for the next one, which KVM has: where a later one is urgent, a
+ * timer of the host's stands in for it.
+ */
+SEC("?fentry/kvm_sched_out")
+int BPF_PROG(on_sched_out)
+{
+	struct task_struct *p = bpf_get_current_task_btf();
+	struct kvm_vcpu___pv *vcpu;
+	struct pvsched_page *page;
+	struct pv_task *t;
+	u64 word, next;
+
+	t = task_of(p);
+	if (!t || READ_ONCE(t->state) != PV_STATE_FAIR)
+		return 0;
+	page = page_of(p, t);
+	if (!page)
+		return 0;
+	word = READ_ONCE(page->timer);
+	if (!(word & PVSCHED_TIMER_KNOWN) || !pv_timer_rank(word))
+		return 0;
+	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
+	next = BPF_CORE_READ(vcpu, arch.apic, lapic_timer.timer.node.expires);
+	arm_due(p, t, pv_timer_rank(word), next + pv_timer_delay(word));
+	return 0;
+}
+
+static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 {
 	s32 tid = BPF_CORE_READ(vcpu, pid, numbers[0].nr);
 	struct pvsched_page *page;
-	u64 ticket, delay = 0, timer = 0;
+	u64 ticket, timer = 0;
 	struct task_struct *p;
 	struct pv_task *t;
 	bool own;
@@ -174,13 +239,17 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source, u64 late)
 	count_word(offsetof(struct pv_stats, hints) / sizeof(u64) + source);
 
 	/*
-	 * KVM shows one interrupt more than once: a timer's, which expired
-	 * earlier, when the vCPU's own thread delivers it; that of a halted
-	 * vCPU again when it is woken.
+	 * KVM shows one interrupt more than once: a timer's when it expires
+	 * and when the vCPU's own thread delivers it, that of a halted vCPU
+	 * again when it is woken. A timer that has expired when the guest sets
+	 * it is shown by the delivery only.
 	 */
 	page = page_of(p, t);
-	own = p == bpf_get_current_task_btf();
-	if ((own || source == PV_HINT_WAKE) && has_untaken(t, page)) {
+	own = source == PV_HINT_IRQ && p == bpf_get_current_task_btf();
+	if (source == PV_HINT_TIMER)
+		WRITE_ONCE(t->timer_known, 1);
+	if ((own && __sync_lock_test_and_set(&t->timer_known, 0)) ||
+	    (source == PV_HINT_WAKE && has_untaken(t, page))) {
 		COUNT(hints_repeated);
 		goto release;
 	}
@@ -189,18 +258,17 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source, u64 late)
 		timer = READ_ONCE(page->timer);
 	ticket = new_ticket(t, page);
 	if (timer & PVSCHED_TIMER_KNOWN) {
-		rank = pv_timer_rank(timer);
-		delay = pv_timer_delay(timer);
-		delay = delay > late ? delay - late : 0;
+		rank = pv_timer_delay(timer) <= SOON_NS ? pv_timer_rank(timer) : PV_RANK_NONE;
+		/* It may have been another interrupt. */
+		if (own && !rank)
+			rank = PV_RANK_IRQ;
 	} else {
-		rank = expected_rank(t);
+		rank = PV_RANK_IRQ;
 	}
-	if (!rank)
-		COUNT(hints_idle);
-	else if (delay > SOON_NS)
-		arm_due(p, t, ticket, rank, delay);
+	if (rank)
+		urge(p, t, page, ticket, rank);
 	else
-		call_ahead(p, t, page, ticket, rank);
+		COUNT(hints_idle);
 release:
 	bpf_task_release(p);
 }
@@ -213,12 +281,11 @@ release:
 SEC("?fentry/apic_timer_fn")
 int BPF_PROG(on_timer, struct hrtimer *timer)
 {
-	u64 due = BPF_CORE_READ(timer, node.expires), now = bpf_ktime_get_ns();
 	struct kvm_lapic___pv *apic;
 
 	apic = (void *)timer - bpf_core_field_offset(struct kvm_timer___pv, timer) -
 	       bpf_core_field_offset(struct kvm_lapic___pv, lapic_timer);
-	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_TIMER, now > due ? now - due : 0);
+	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_TIMER);
 	return 0;
 }
 
@@ -230,7 +297,7 @@ int BPF_PROG(on_timer, struct hrtimer *timer)
 SEC("?fexit/__apic_accept_irq")
 int BPF_PROG(on_irq, struct kvm_lapic___pv *apic)
 {
-	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_IRQ, 0);
+	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_IRQ);
 	return 0;
 }
 
@@ -238,21 +305,21 @@ int BPF_PROG(on_irq, struct kvm_lapic___pv *apic)
 SEC("?fentry/kvm_vcpu_kick")
 int BPF_PROG(on_kick, struct kvm_vcpu___pv *vcpu)
 {
-	hint(vcpu, PV_HINT_KICK, 0);
+	hint(vcpu, PV_HINT_KICK);
 	return 0;
 }
 
 SEC("?fentry/__kvm_vcpu_kick")
 int BPF_PROG(on_kick_inner, struct kvm_vcpu___pv *vcpu)
 {
-	hint(vcpu, PV_HINT_KICK, 0);
+	hint(vcpu, PV_HINT_KICK);
 	return 0;
 }
 
 SEC("?fentry/kvm_vcpu_wake_up")
 int BPF_PROG(on_wake, struct kvm_vcpu___pv *vcpu)
 {
-	hint(vcpu, PV_HINT_WAKE, 0);
+	hint(vcpu, PV_HINT_WAKE);
 	return 0;
 }
 
@@ -261,6 +328,7 @@ int BPF_PROG(on_entry)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct pv_task *t;
+	struct pv_cpu *c;
 	u64 now;
 
 	t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -275,6 +343,10 @@ int BPF_PROG(on_entry)
 		t->entered_at = now;
 		t->entered = 1;
 		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
+		c = cpu_of(bpf_get_smp_processor_id());
+		/* Of those that had to wait for a CPU. */
+		if (c && t->started && now > t->hint_at)
+			c->enter_ns = pv_average(c->enter_ns, now - t->hint_at);
 	}
 	return 0;
 }

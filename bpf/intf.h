@@ -89,7 +89,11 @@ struct pv_task {
 	u64 ticket;		/* of the latest hint, as the page shows it */
 	u64 urgent_ticket;	/* of the latest hint that is worth a boost */
 	u64 hint_at;		/* ns of the oldest such hint not yet taken, 0 none */
-	u32 hint_rank;		/* what it is worth */
+	u64 due_until;		/* ns; a guest timer is about to expire: boosted until then */
+	u64 turns;		/* how often it was given a CPU */
+	u32 due_rank;		/* what that timer is worth */
+	u32 hint_rank;		/* what the hint is worth */
+	u32 timer_known;	/* its timer's expiry was seen, the delivery not yet */
 	u32 posted;		/* told to a CPU that has not looked yet */
 	u32 started;		/* it ran since that hint */
 	u32 entered;		/* in guest mode since that hint */
@@ -97,11 +101,9 @@ struct pv_task {
 	u32 boost;		/* enum pv_boost in force while it runs */
 	u32 rank;		/* in force while it runs */
 	u32 extra_turn;		/* it runs ahead of its fair turn */
-	u32 expected_rank;	/* what its interrupts led to of late */
-	u32 useless;		/* interrupts in a row that led to nothing */
+	u32 promise;		/* interrupts until none is expected to be urgent */
 	u32 task_spent;		/* budget of lead is spent */
 	u32 irq_spent;		/* budget of interrupt boosts is spent */
-	u32 rsvd;
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 
@@ -128,7 +130,9 @@ struct pv_cpu {
 	u64 boosted_since;	/* ns; since when it gives boosted turns only, 0 not */
 	u64 vtime;		/* of the task that runs, when charged_at */
 	u64 vtime_at;		/* ns */
+	u64 enter_ns;		/* from a hint to guest mode, of late */
 	u32 weight;		/* of the task that runs */
+	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
 	u32 post_tail;		/* posts: next to write; any CPU */
 	u32 post_head;		/* next to read; this CPU only */
 	s32 posts[PV_POSTS];	/* thread ids of vCPUs to re-order, 0 empty */

@@ -307,6 +307,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	c->vtime = t->vtime;
 	c->vtime_at = now;
 	c->weight = p->scx.weight;
+	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 
 	/* An extra turn that nobody waits for is a fair one. */
@@ -328,6 +329,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		u32 verdict;
 
 		WRITE_ONCE(t->posted, 0);
+		t->turns++;
 		if (t->hint_at && !t->started) {
 			t->started = 1;
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);

@@ -21,25 +21,59 @@ static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank, u64 now)
 	       now >= READ_ONCE(c->guarded_until);
 }
 
+/* Whether @cpu runs a vCPU that is in the middle of an interrupt, as its guest says. */
+__noinline int is_critical(s32 cpu)
+{
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pvsched_page *page;
+	struct task_struct *p;
+	struct pv_task *t;
+	int critical = 0;
+	s32 tid = c ? READ_ONCE(c->vcpu) : 0;
+
+	if (!tid)
+		return 0;
+	p = bpf_task_from_pid(tid);
+	if (!p)
+		return 0;
+	t = task_of(p);
+	if (t) {
+		page = page_of(p, t);
+		if (page)
+			critical = READ_ONCE(page->context) != 0;
+	}
+	bpf_task_release(p);
+	return critical;
+}
+
 /*
  * The CPU that a boosted @p should interrupt: @here, where its interrupt came
  * in and a reschedule is one step away; else the CPU that it ran on last and
- * whose caches it knows; else any other. When all run something at least as
- * urgent the answer is its last CPU, and the queue decides when it is its turn.
+ * whose caches it knows; else any other. One that runs a vCPU in the middle of
+ * an interrupt only if there is no other: @p might soon spin for a lock that
+ * it holds. When all run something at least as urgent the answer is its last
+ * CPU, and the queue decides when it is its turn.
  */
 static inline s32 cpu_to_take(struct task_struct *p, s32 here, u32 rank, u64 now)
 {
-	s32 last = scx_bpf_task_cpu(p);
+	s32 last = scx_bpf_task_cpu(p), critical = -1;
 	s32 other;
 
-	if (may_take(p, here, rank, now))
-		return here;
-	if (may_take(p, last, rank, now))
-		return last;
+	if (may_take(p, here, rank, now)) {
+		if (!is_critical(here))
+			return here;
+		critical = here;
+	}
+	if (last != here && may_take(p, last, rank, now)) {
+		if (!is_critical(last))
+			return last;
+		critical = last;
+	}
 	other = scx_bpf_pick_any_cpu(p->cpus_ptr, 0);
-	if (other >= 0 && may_take(p, other, rank, now))
+	if (other >= 0 && other != here && other != last && may_take(p, other, rank, now) &&
+	    !is_critical(other))
 		return other;
-	return last;
+	return critical >= 0 ? critical : last;
 }
 
 /* Wakes an idle CPU that may run @p, so that no queued task meets an idle CPU. */

@@ -165,6 +165,12 @@ static inline unsigned long long pv_debt_repay(unsigned long long debt, unsigned
 	return debt > unboosted ? debt - unboosted : 0;
 }
 
+/* A moving average, in which the newest @sample counts an eighth. */
+static inline unsigned long long pv_average(unsigned long long average, unsigned long long sample)
+{
+	return average ? average - average / 8 + sample / 8 : sample;
+}
+
 /*
  * Whether a budget is spent. Once spent it counts as spent until the debt is
  * down to @resume, so that a vCPU at the edge does not flap.

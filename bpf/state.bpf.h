@@ -53,14 +53,14 @@ struct {
 } pages SEC(".maps");
 
 /*
- * For a vCPU whose guest said that the timer behind the next one is urgent: a
- * timer of the host's in its place, as the guest's cannot expire before the
- * vCPU ran and armed it. The scheduler process makes an entry for each
- * handover; the key is pv_page.attachment.
+ * A timer of the host's that stands in for one of a waiting vCPU's guest. The
+ * scheduler process makes an entry for each handover; the key is
+ * pv_page.attachment.
  */
 struct pv_due {
 	struct bpf_timer timer;
-	u64 ticket;		/* of the timer interrupt that comes before */
+	u64 turns;		/* pv_task.turns when it was armed */
+	u64 lead;		/* ns that it expires before the guest's */
 	s32 tid;
 	u32 rank;		/* of the task that the guest's timer is for */
 	u32 ready;		/* the timer has its function */

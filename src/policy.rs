@@ -53,6 +53,8 @@ pure! {
     debt_add = pv_debt_add(debt: u64, boosted: u64) -> u64;
     /// A debt that shrank by `unboosted` ns.
     debt_repay = pv_debt_repay(debt: u64, unboosted: u64) -> u64;
+    /// A moving average with one more sample.
+    average = pv_average(average: u64, sample: u64) -> u64;
     /// Whether a budget counts as spent.
     spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
 }
@@ -158,6 +160,14 @@ mod tests {
             prop_assert!(debt_add(debt, a) >= debt);
             prop_assert!(debt_repay(debt, b) <= debt);
             prop_assert!(debt_repay(debt_add(debt, a), a) <= debt);
+        }
+
+        #[test]
+        fn an_average_lies_between_what_it_is_made_of(before in 1u64..1 << 40, sample in 1u64..1 << 40) {
+            let next = average(before, sample);
+            // Each of the two divisions rounds down by less than one.
+            prop_assert!(next + 1 >= before.min(sample) && next <= before.max(sample) + 1);
+            prop_assert_eq!(average(0, sample), sample);
         }
 
         #[test]

@@ -20,6 +20,8 @@ struct Sources {
     timer: bool,
     irq: bool,
     wake: bool,
+    /// Not a hint itself: where timers of the host's are set for those of a guest that waits.
+    sched_out: bool,
     /// Only where the timer cannot be seen: kicks have many other reasons.
     kick: Option<&'static str>,
 }
@@ -36,6 +38,7 @@ impl Sources {
             timer,
             irq: has("__apic_accept_irq"),
             wake: has("kvm_vcpu_wake_up"),
+            sched_out: has("kvm_sched_out"),
             kick: if timer { None } else { kick },
         }
     }
@@ -47,6 +50,7 @@ impl Sources {
             (self.irq, "interrupt"),
             (self.wake, "wake-up"),
             (self.kick.is_some(), "kick"),
+            (self.sched_out, "due timer"),
         ] {
             if on {
                 live.push(name);
@@ -101,6 +105,7 @@ impl<'obj> Hints<'obj> {
         open.progs.on_timer.set_autoload(sources.timer);
         open.progs.on_irq.set_autoload(sources.irq);
         open.progs.on_wake.set_autoload(sources.wake);
+        open.progs.on_sched_out.set_autoload(sources.sched_out);
         open.progs
             .on_kick
             .set_autoload(sources.kick == Some("kvm_vcpu_kick"));

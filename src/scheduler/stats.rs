@@ -79,7 +79,7 @@ pub struct Metrics {
     pub hints_repeated: u64,
     #[stat(desc = "hints of a timer that is for no urgent task, as the guest says")]
     pub hints_idle: u64,
-    #[stat(desc = "urgent guest timers that expired behind one not yet taken")]
+    #[stat(desc = "waiting vCPUs whose guest's urgent timer was about to expire")]
     pub hints_due: u64,
     #[stat(desc = "hints for waiting vCPUs, posted to a CPU")]
     pub posted: u64,
