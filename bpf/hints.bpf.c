@@ -158,14 +158,16 @@ release:
 }
 
 /*
- * How long before a guest's timer its vCPU is put ahead: what it took of late
- * from a hint to guest mode, and a quarter more.
+ * How long before a guest's timer its vCPU is put ahead: three times what it
+ * took of late from a hint to guest mode. Once there the guest has to take the
+ * interrupts that wait, a tick as a rule, before the timer's is set: with 1.25,
+ * 2 and 3 times, 90 % of wake-ups took at most 2.5, 2.0 and 1.5 times as long as
+ * on an idle host (emulated, `scripts/demo`).
  */
 static inline u64 lead_time(struct pv_cpu *c)
 {
-	u64 lead = READ_ONCE(c->enter_ns);
+	u64 lead = READ_ONCE(c->enter_ns) * 3;
 
-	lead += lead / 4;
 	return lead < LEAD_MAX_NS ? lead : LEAD_MAX_NS;
 }
 
