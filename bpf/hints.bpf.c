@@ -44,7 +44,7 @@ struct kvm_lapic___pv {
 /* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
 /* However slow the machine, a vCPU is not put ahead of its timer by more. */
-#define LEAD_MAX_NS	PV_NSEC_PER_MSEC
+#define EARLY_MAX_NS	PV_NSEC_PER_MSEC
 
 static inline u32 llc_here(struct pv_cpu *c)
 {
@@ -75,7 +75,10 @@ static inline u64 new_ticket(struct pv_task *t, struct pvsched_page *page)
 	return ticket;
 }
 
-/* Something worth @rank waits for @p: if it waits in a fair queue, a CPU is told to move it ahead. */
+/*
+ * Something worth @rank waits for @p. If that waits in a fair queue itself, a
+ * CPU is told to move it ahead.
+ */
 static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, u64 now)
 {
 	s32 here = bpf_get_smp_processor_id(), target;
@@ -148,7 +151,7 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 		COUNT(hints_due);
 		now = scx_bpf_now();
 		WRITE_ONCE(t->due_rank, due->rank);
-		WRITE_ONCE(t->due_until, now + due->lead + irq_boost_ns);
+		WRITE_ONCE(t->due_until, now + due->early + irq_boost_ns);
 		__sync_val_compare_and_swap(&t->hint_at, 0, now);
 		call_ahead(p, t, due->rank, now);
 	}
@@ -164,33 +167,33 @@ release:
  * 2 and 3 times, 90 % of wake-ups took at most 2.5, 2.0 and 1.5 times as long as
  * on an idle host (emulated, `scripts/demo`).
  */
-static inline u64 lead_time(struct pv_cpu *c)
+static inline u64 early_by(struct pv_cpu *c)
 {
-	u64 lead = READ_ONCE(c->enter_ns) * 3;
+	u64 early = READ_ONCE(c->enter_ns) * 3;
 
-	return lead < LEAD_MAX_NS ? lead : LEAD_MAX_NS;
+	return early < EARLY_MAX_NS ? early : EARLY_MAX_NS;
 }
 
 static inline void arm_due(struct task_struct *p, struct pv_task *t, u32 rank, u64 at)
 {
 	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
-	u64 attachment = t->attachment, now = bpf_ktime_get_ns(), lead;
+	u64 attachment = t->attachment, now = bpf_ktime_get_ns(), early;
 	struct pv_due *due;
 
 	due = bpf_map_lookup_elem(&dues, &attachment);
 	if (!due || !c)
 		return;
-	lead = lead_time(c);
+	early = early_by(c);
 	due->tid = BPF_CORE_READ(p, pid);
 	due->rank = rank;
-	due->lead = lead;
+	due->early = early;
 	due->turns = t->turns;
 	if (!due->ready) {
 		bpf_timer_init(&due->timer, &dues, CLOCK_MONOTONIC);
 		bpf_timer_set_callback(&due->timer, on_due);
 		due->ready = 1;
 	}
-	bpf_timer_start(&due->timer, at > now + lead ? at - now - lead : 0, 0);
+	bpf_timer_start(&due->timer, at > now + early ? at - now - early : 0, 0);
 }
 
 /*

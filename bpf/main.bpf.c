@@ -198,6 +198,46 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 	return false;
 }
 
+/* Whether the first of a fair queue is behind @vtime, or as far. */
+static inline bool has_claim(u64 dsq, u64 vtime)
+{
+	struct task_struct *first;
+
+	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
+		return false;
+	first = __COMPAT_scx_bpf_dsq_peek(dsq);
+	return first && !pv_before(vtime, first->scx.dsq_vtime);
+}
+
+/*
+ * At the end of a fair turn: the task goes on if it is still further behind
+ * than all who wait. It is in no queue yet, so it would lose to any of them,
+ * and two tasks on a CPU would take turns whatever their weights.
+ */
+__noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
+{
+	u32 llc = llc_of_cpu(cpu);
+	struct pv_task *t = task_of(prev);
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pv_llc *l = llc_of(llc);
+	u64 now = scx_bpf_now(), slice;
+
+	if (!t || !c || !l || t->extra_turn || READ_ONCE(c->give_way))
+		return false;
+	task_charge(t, prev->scx.weight, now);
+	if (has_claim(CPU_DSQ(cpu), t->vtime) || has_claim(FAIR_DSQ(llc), t->vtime))
+		return false;
+	if (!anybody_waits(cpu, llc))
+		return false;
+	if (pv_before(READ_ONCE(l->vtime), t->vtime))
+		WRITE_ONCE(l->vtime, t->vtime);
+	slice = pv_slice(slice_ns, slice_min_ns, waiting_per_cpu(llc, l));
+	c->turn_end = now + slice;
+	c->boosted_since = 0;
+	scx_bpf_task_set_slice(prev, slice);
+	return true;
+}
+
 /*
  * The running vCPU keeps the CPU while it is boosted and nobody more urgent
  * waits. Also one in its fair turn, at the end of which an interrupt has just
@@ -271,6 +311,8 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 		COUNT(resumed);
 		return;
 	}
+	if (may_stay && goes_on(prev, cpu))
+		return;
 	if (dispatch_fair(cpu, llc, c, l))
 		return;
 	if (may_stay) {

@@ -68,9 +68,9 @@ static inline unsigned int pv_rank(unsigned long long urgency)
 /* Rank of the task that a guest's next timer interrupts are for; the word is pvsched_page.timer. */
 static inline unsigned int pv_timer_rank(unsigned long long timer)
 {
-	unsigned long long urgency = timer >> PVSCHED_TIMER_URGENCY_SHIFT & PVSCHED_TIMER_URGENCY_MASK;
+	unsigned long long word = timer >> PVSCHED_TIMER_URGENCY_SHIFT & PVSCHED_TIMER_URGENCY_MASK;
 
-	return pv_rank(urgency << PVSCHED_URGENCY_PRIO_SHIFT);
+	return pv_rank(word << PVSCHED_URGENCY_PRIO_SHIFT);
 }
 
 /* From a guest's next timer interrupt to the first urgent one, in ns. */

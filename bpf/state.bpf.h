@@ -60,7 +60,7 @@ struct {
 struct pv_due {
 	struct bpf_timer timer;
 	u64 turns;		/* pv_task.turns when it was armed */
-	u64 lead;		/* ns that it expires before the guest's */
+	u64 early;		/* ns that it expires before the guest's */
 	s32 tid;
 	u32 rank;		/* of the task that the guest's timer is for */
 	u32 ready;		/* the timer has its function */

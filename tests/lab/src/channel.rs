@@ -119,9 +119,9 @@ impl Channel {
         lock(&self.shared.0).closed
     }
 
-    /// The sentences the agent has sent for the end of the run.
-    pub fn notes(&self) -> Vec<String> {
-        lock(&self.shared.0).notes.clone()
+    /// The sentences the agent has sent for the end of the run, each once.
+    pub fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.shared.0).notes)
     }
 
     /// Starts a command.

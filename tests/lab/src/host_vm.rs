@@ -302,7 +302,7 @@ impl HostVm<'_> {
     }
 
     fn report_notes(&self) {
-        for note in self.channel.notes() {
+        for note in self.channel.take_notes() {
             eprintln!("lab: {note}");
         }
     }
