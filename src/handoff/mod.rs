@@ -5,11 +5,14 @@
 //! - [`server`]: what the scheduler runs, over the [`server::Registry`] that it implements
 //! - [`wire`]: the messages as validated types, and as bytes
 //! - `socket`, `thread`, `memory`: packets with descriptors, pidfds, and guest memory
+//! - `listen`, `closer`: the socket's file, and closing descriptors without waiting
 //!
 //! `src/abi/handoff.h` defines the protocol.
 
 pub(crate) mod bytes;
 pub mod client;
+mod closer;
+mod listen;
 mod memory;
 pub mod server;
 mod socket;

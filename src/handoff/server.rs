@@ -14,10 +14,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{mpsc, Arc};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
@@ -25,13 +23,12 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{
-    accept4, bind, connect, getsockopt, listen, socket, AddressFamily, Backlog, SockFlag, SockType,
-    UnixAddr,
-};
+use nix::sys::socket::{accept4, getsockopt, SockFlag};
 use thiserror::Error;
 
 use super::bytes::narrow;
+use super::closer::Closer;
+use super::listen::open_socket;
 use super::memory::GuestRegion;
 pub use super::memory::MappedPage;
 use super::socket::{receive, send, Packet};
@@ -230,9 +227,6 @@ const LISTENER: u64 = 0;
 const MESSAGES_PER_TURN: usize = 16;
 /// How long no connection is accepted after the process ran out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How many descriptors may wait for the closing thread before new ones are turned away, from all
-/// peers: far more than a thread that is only slow leaves behind, far fewer than a process may have.
-const CLOSING_MAX: usize = 1024;
 
 /// The socket, and everything that was handed over through it.
 pub struct Server {
@@ -881,113 +875,4 @@ fn check_descriptors(envelope: &Envelope, fds: &[OwnedFd], lost: bool) -> Result
         });
     }
     Ok(())
-}
-
-/// Closes descriptors whose kind nobody checked on a thread of its own: closing a file of a FUSE
-/// server waits for that server, which may be the peer's.
-#[derive(Default)]
-struct Closer {
-    queue: Option<mpsc::Sender<OwnedFd>>,
-    waiting: Arc<AtomicUsize>,
-}
-
-impl Closer {
-    /// Whether to turn away new descriptors: as many wait as one may make us hold.
-    fn is_behind(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) >= CLOSING_MAX
-    }
-
-    fn close(&mut self, fds: Vec<OwnedFd>) {
-        for fd in fds {
-            if self.waiting.fetch_add(1, Ordering::Relaxed) == CLOSING_MAX {
-                warn!("{CLOSING_MAX} descriptors of refused requests are slow to close");
-            }
-            let unsent = match &self.queue {
-                Some(queue) => queue.send(fd).err().map(|error| error.0),
-                None => Some(fd),
-            };
-            // The first one starts the thread; most servers never need it.
-            if let Some(fd) = unsent {
-                let (queue, fds) = mpsc::channel::<OwnedFd>();
-                let waiting = Arc::clone(&self.waiting);
-                let thread = std::thread::Builder::new().name("handoff-closer".into());
-                let started = thread.spawn(move || {
-                    for fd in fds {
-                        drop(fd);
-                        waiting.fetch_sub(1, Ordering::Relaxed);
-                    }
-                });
-                match started {
-                    Ok(_) => {
-                        let _ = queue.send(fd);
-                        self.queue = Some(queue);
-                    }
-                    Err(_) => {
-                        self.waiting.fetch_sub(1, Ordering::Relaxed);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The listening socket, and the device and inode number of its file.
-fn open_socket(path: &Path, access: Access) -> Result<(OwnedFd, (u64, u64)), ServerError> {
-    let failed = |what| {
-        let path = path.to_owned();
-        move |source: io::Error| ServerError::File { what, path, source }
-    };
-    if let Some(directory) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        if !directory.exists() {
-            fs::create_dir_all(directory).map_err(failed("create the directory of"))?;
-            let mode = fs::Permissions::from_mode(0o755);
-            fs::set_permissions(directory, mode).map_err(failed("set the mode of"))?;
-        }
-    }
-    let errno = |what| move |errno: Errno| failed(what)(errno.into());
-    let address = UnixAddr::new(path).map_err(errno("name"))?;
-    remove_stale(path, &address)?;
-
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let kind = SockType::SeqPacket;
-    let listener = socket(AddressFamily::Unix, kind, flags, None).map_err(errno("create"))?;
-    // The file is born with the mode of the socket, so nobody gets in before it is as wanted.
-    let nobody = nix::sys::stat::Mode::empty();
-    nix::sys::stat::fchmod(&listener, nobody).map_err(errno("set the mode of"))?;
-    bind(listener.as_raw_fd(), &address).map_err(errno("bind"))?;
-    let (mode, gid) = match access {
-        Access::Mode { mode, gid } => (mode & 0o666, gid),
-        Access::LikeKvm => fs::metadata("/dev/kvm").map_or((0o600, None), |kvm| {
-            (kvm.permissions().mode() & 0o666, Some(kvm.gid()))
-        }),
-    };
-    std::os::unix::fs::chown(path, None, gid).map_err(failed("set the group of"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
-        .map_err(failed("set the mode of"))?;
-    let file = fs::symlink_metadata(path).map_err(failed("look at"))?;
-    listen(&listener, Backlog::new(128).expect("128 is a backlog")).map_err(errno("listen on"))?;
-    Ok((listener, (file.dev(), file.ino())))
-}
-
-/// Removes the socket that a dead server left. A live one answers a connection.
-fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ServerError> {
-    match fs::symlink_metadata(path) {
-        Err(_) => return Ok(()),
-        Ok(file) if !file.file_type().is_socket() => {
-            return Err(ServerError::NotASocket(path.into()))
-        }
-        Ok(_) => {}
-    }
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    match connect(probe.as_raw_fd(), address) {
-        Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(|source| ServerError::File {
-            what: "remove the stale",
-            path: path.into(),
-            source,
-        }),
-        Err(Errno::ENOENT) => Ok(()),
-        // Connected, or busy, or not to be told apart from a live one: leave it alone.
-        _ => Err(ServerError::InUse(path.into())),
-    }
 }
