@@ -22,10 +22,9 @@ use vm_memory::{
     GuestMemoryMmap, GuestMemoryRegion,
 };
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    new_event_consumer_and_notifier, EventConsumer, EventFlag, EventNotifier,
-};
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use super::exit_event::ExitEvent;
 use super::handover::{Handover, Machine};
 use super::logic::{Device, Event, Guest, Reply, CONFIG_SIZE, EVENT_SIZE, MAX_REQUEST, REPLY_SIZE};
 use super::vcpus::QemuVcpus;
@@ -176,6 +175,8 @@ pub struct Backend {
     /// Where the control ring stopped, until it starts again.
     stopped_at: Mutex<Option<u16>>,
     control_ring: Mutex<Option<VringRwLock>>,
+    /// The library holds this as long as its threads run.
+    exit_events: Mutex<Vec<ExitEvent>>,
 }
 
 impl Backend {
@@ -194,6 +195,7 @@ impl Backend {
             device: Mutex::new(Device::new(PVSCHED_HANDOFF_MAX_VCPUS)),
             stopped_at: Mutex::default(),
             control_ring: Mutex::default(),
+            exit_events: Mutex::default(),
         })
     }
 
@@ -366,9 +368,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
-        new_event_consumer_and_notifier(EventFlag::CLOEXEC | EventFlag::NONBLOCK)
+        let (kept, ends) = ExitEvent::new()
             .inspect_err(|error| error!("cannot create an event to end the ring thread: {error}"))
-            .ok()
+            .ok()?;
+        lock(&self.exit_events).push(kept);
+        Some(ends)
     }
 
     fn stop_vring(&self, index: u32) -> io::Result<()> {

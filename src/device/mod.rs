@@ -53,6 +53,7 @@
 //! ```
 
 pub mod backend;
+mod exit_event;
 pub mod handover;
 pub mod logic;
 pub mod vcpus;
