@@ -34,6 +34,7 @@ struct kvm_vcpu___pv {
 
 struct kvm_timer___pv {
 	struct hrtimer timer;
+	bool hv_timer_in_use;
 } __attribute__((preserve_access_index));
 
 struct kvm_lapic___pv {
@@ -206,6 +207,7 @@ int BPF_PROG(on_sched_out)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct kvm_vcpu___pv *vcpu;
+	struct kvm_lapic___pv *apic;
 	struct pvsched_page *page;
 	struct pv_task *t;
 	u64 word, next;
@@ -220,7 +222,11 @@ int BPF_PROG(on_sched_out)
 	if (!(word & PVSCHED_TIMER_KNOWN) || !pv_timer_rank(word))
 		return 0;
 	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
-	next = BPF_CORE_READ(vcpu, arch.apic, lapic_timer.timer.node.expires);
+	apic = BPF_CORE_READ(vcpu, arch.apic);
+	/* Intel's VMX preemption timer: when it would expire is not to be seen here. */
+	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
+		return 0;
+	next = BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
 	arm_due(p, t, pv_timer_rank(word), next + pv_timer_delay(word));
 	return 0;
 }
