@@ -8,7 +8,8 @@ use std::time::Duration;
 pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 
 /// The same latency, of that on an idle host in the same boot, which nobody can beat. What the
-/// project promises; measured: 1.5 to 1.7.
+/// project promises; measured: 1.5 to 1.7 on 7.3, where the test passes, and 2.2 to 2.5 on 6.18,
+/// where it does not yet.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
 /// What the host's tasks must keep of their rate under the kernel's own scheduler.
