@@ -166,7 +166,7 @@ release:
  * took of late from a hint to guest mode. Once there the guest has to take the
  * interrupts that wait, a tick as a rule, before the timer's is set: with 1.25,
  * 2 and 3 times, 90 % of wake-ups took at most 2.5, 2.0 and 1.5 times as long as
- * on an idle host (emulated, `scripts/demo`).
+ * on an idle host (emulated, host kernel 7.3, `scripts/demo`).
  */
 static inline u64 early_by(struct pv_cpu *c)
 {
