@@ -33,6 +33,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	v = bpf_task_storage_get(&pages, p, 0, 0);
 	if (!v) {
 		t->attachment = 0;
+		t->vm = 0;
 		return NULL;
 	}
 	page = v->page;
@@ -46,8 +47,10 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		 */
 		t->ticket = READ_ONCE(page->ack);
 		t->urgent_ticket = t->ticket;
+		t->response = READ_ONCE(page->response);
 		t->hint_at = 0;
 		t->due_until = 0;
+		t->vm = v->vm;
 		t->attachment = v->attachment;
 	}
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
@@ -55,6 +58,19 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	/* Keeps clang from turning the branch into arithmetic on a pointer. */
 	barrier_var(page);
 	return page;
+}
+
+/* Counts how long the guest says that its latest urgent task had to wait. */
+static inline void count_response(struct pv_task *t, struct pvsched_page *page)
+{
+	u64 response = READ_ONCE(page->response);
+
+	if (response == t->response)
+		return;
+	t->response = response;
+	count_stage(PV_STAGE_LATE, 0,
+		    (response >> PVSCHED_RESPONSE_LATE_SHIFT & PVSCHED_RESPONSE_US_MAX) * 1000);
+	count_stage(PV_STAGE_TASK, 0, (response & PVSCHED_RESPONSE_US_MAX) * 1000);
 }
 
 /* The interrupt behind the pending hint was taken by the guest. */
@@ -100,12 +116,20 @@ static inline void irq_settle(struct pv_task *t, u64 now)
 
 static inline bool task_is_spent(struct pv_task *t, s64 lead)
 {
-	return pv_spent(t->task_spent, lead > 0 ? lead : 0, task_budget_ns, 0);
+	struct pv_vm *vm = vm_of(t);
+
+	return vm && pv_spent(t->task_spent, lead > 0 ? lead : 0, READ_ONCE(vm->task_budget_ns), 0);
 }
 
 static inline bool irq_is_spent(struct pv_task *t, u64 now)
 {
-	return pv_spent(t->irq_spent, irq_debt(t, now), irq_budget_ns, irq_budget_ns / 2);
+	struct pv_vm *vm = vm_of(t);
+	u64 budget;
+
+	if (!vm)
+		return false;
+	budget = READ_ONCE(vm->irq_budget_ns);
+	return pv_spent(t->irq_spent, irq_debt(t, now), budget, budget / 2);
 }
 
 /* A judgement in one number, as functions that are verified apart return no more. */
@@ -130,6 +154,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 		s64 untaken = t->urgent_ticket - READ_ONCE(page->ack);
 		u32 pending = pv_rank(pending_task);
 
+		count_response(t, page);
 		rank = pv_rank(current_task);
 		t->urgency = current_task;
 		if (pending > rank) {

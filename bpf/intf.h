@@ -19,6 +19,7 @@ typedef __s32 s32;
 #define PV_MAX_CPUS	1024
 #define PV_MAX_LLCS	256
 #define PV_MAX_PAGES	65536
+#define PV_MAX_VMS	1024
 
 /* Where a hint came from; the index of pv_stats.hints. */
 enum pv_hint_source {
@@ -39,7 +40,9 @@ enum pv_stage {
 	PV_STAGE_RUNNING = 0,	/* hint to the vCPU thread running */
 	PV_STAGE_ENTERED = 1,	/* hint to the vCPU in guest mode */
 	PV_STAGE_TAKEN	 = 2,	/* hint to the host seeing that the guest took it */
-	PV_STAGE_COUNT	 = 3,
+	PV_STAGE_LATE	 = 3,	/* guest's urgent timer due to its handling, as the guest says */
+	PV_STAGE_TASK	 = 4,	/* the same, or the wake-up, to the urgent task running */
+	PV_STAGE_COUNT	 = 5,
 };
 
 /* Counters, one set per CPU. The meaning of each is in src/scheduler/stats.rs. */
@@ -89,6 +92,7 @@ struct pv_task {
 	u64 ticket;		/* of the latest hint, as the page shows it */
 	u64 urgent_ticket;	/* of the latest hint that is worth a boost */
 	u64 hint_at;		/* ns of the oldest such hint not yet taken, 0 none */
+	u64 response;		/* pvsched_page.response as last counted */
 	u64 due_until;		/* ns; a guest timer is about to expire: boosted until then */
 	u64 turns;		/* how often it was given a CPU */
 	u32 due_rank;		/* what that timer is worth */
@@ -104,6 +108,8 @@ struct pv_task {
 	u32 promise;		/* interrupts until none is expected to be urgent */
 	u32 task_spent;		/* budget of lead is spent */
 	u32 irq_spent;		/* budget of interrupt boosts is spent */
+	u32 vm;			/* the number of its VM, 0 while nobody has handed it over */
+	u32 rsvd;
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 
@@ -115,6 +121,16 @@ struct pv_task {
 	u64 throttles;
 	u64 ran;		/* ns */
 	u64 ran_boosted;	/* ns of those */
+};
+
+/*
+ * What a VM may have: one per VM, by number. Number 0 holds the defaults, which
+ * are also for vCPUs that nobody handed over. The scheduler process writes them,
+ * while it runs too; each word is read by itself.
+ */
+struct pv_vm {
+	u64 task_budget_ns;	/* how far a boost may carry a vCPU ahead of its share */
+	u64 irq_budget_ns;	/* for how long interrupts alone may boost it */
 };
 
 /* One per CPU. */

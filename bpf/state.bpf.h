@@ -21,8 +21,6 @@
 /* Tunables; the meanings are those of the command line (src/scheduler/options.rs). */
 const volatile u64 slice_ns = 4000000;
 const volatile u64 slice_min_ns = 1000000;
-const volatile u64 task_budget_ns = 100000000;
-const volatile u64 irq_budget_ns = 10000000;
 const volatile u64 irq_boost_ns = 1000000;
 const volatile u64 guard_ns = 100000000;
 
@@ -43,6 +41,8 @@ struct {
 struct pv_page {
 	struct pvsched_page __uptr *page;
 	u64 attachment;		/* not 0, new for each handover */
+	u32 vm;			/* number of the VM */
+	u32 rsvd;
 };
 
 struct {
@@ -74,6 +74,13 @@ struct {
 	__type(key, u64);
 	__type(value, struct pv_due);
 } dues SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PV_MAX_VMS);
+	__type(key, u32);
+	__type(value, struct pv_vm);
+} vms SEC(".maps");
 
 /* clang emits the struct behind a __uptr only as a declaration unless it is used. */
 struct pvsched_page page_type_for_btf;
@@ -109,6 +116,13 @@ static inline struct pv_cpu *cpu_of(s32 cpu)
 	u32 key = cpu;
 
 	return bpf_map_lookup_elem(&cpus, &key);
+}
+
+static inline struct pv_vm *vm_of(struct pv_task *t)
+{
+	u32 key = READ_ONCE(t->vm);
+
+	return bpf_map_lookup_elem(&vms, &key);
 }
 
 static inline struct pv_llc *llc_of(u32 llc)

@@ -79,16 +79,18 @@ fn generate_arithmetic(out: &Path) -> Result<()> {
     let urgency = std::fs::canonicalize(format!("{BPF}/urgency.h"))?;
     let ticket = std::fs::canonicalize(format!("{BPF}/ticket.h"))?;
     let timers = std::fs::canonicalize(format!("{BPF}/timers.h"))?;
+    let response = std::fs::canonicalize(format!("{BPF}/response.h"))?;
     bindings(&urgency.to_string_lossy())
         .header(ticket.to_string_lossy())
         .header(timers.to_string_lossy())
-        .allowlist_function("pvsched_(urgency|more_urgent|urgent|hardirq_ack)")
+        .header(response.to_string_lossy())
+        .allowlist_function("pvsched_(urgency|more_urgent|urgent|hardirq_ack|response)")
         .allowlist_function("pvsched_timer_(started|stopped|programmed|word)")
         .allowlist_var("PVSCHED_(POLICY|TIMER)_.*")
         .wrap_static_fns(true)
         .wrap_static_fns_path(&wrappers)
         .generate()
-        .context("cannot read guest/bpf/urgency.h, ticket.h and timers.h")?
+        .context("cannot read the arithmetic of guest/bpf")?
         .write_to_file(out.join("arithmetic.rs"))?;
     // The wrappers say bool without its header.
     cc::Build::new()

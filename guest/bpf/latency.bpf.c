@@ -13,6 +13,7 @@
  *  - which interrupts have been taken: ack (see ticket.h)
  *  - what its timer interrupts are for: timer (see timers.h), where the kernel
  *    lets programs see that the hardware's timer is set
+ *  - how long the latest urgent task waited: response
  *  - when the host asked for it: one notification as urgency drops
  *
  * Who may write which word: current_task and pending_task are written with the
@@ -36,6 +37,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 #include "page.h"
+#include "response.h"
 #include "ticket.h"
 #include "timers.h"
 #include "urgency.h"
@@ -65,6 +67,9 @@ struct cpu_state {
 	__u64 rearming;	/* a timer interrupt came, and the hardware's timer is not set since */
 	__u64 ready;	/* the ticket to echo when it is */
 	__u64 tell;	/* the host is to be told then */
+	__u64 due;	/* ns; when the urgent timer that is being handled was due, 0 none */
+	__u64 wanted;	/* ns; since when the urgent task that waits should run, 0 none does */
+	__u64 woken;	/* ns; when it was woken */
 };
 
 struct {
@@ -73,6 +78,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct cpu_state);
 } cpu_states SEC(".maps");
+
+static __always_inline struct cpu_state *state_of(int cpu)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_percpu_elem(&cpu_states, &key, cpu);
+}
 
 static __always_inline struct cpu_state *this_state(void)
 {
@@ -215,18 +227,33 @@ static __always_inline void settle(struct pvsched_page *page, struct cpu_state *
  * cannot yet. And the CPU is in no interrupt: counts that went wrong when the
  * programs were attached in the middle of one are put right.
  */
+static __always_inline void say_response(struct pvsched_page *page, struct cpu_state *state,
+					 __u64 urgency)
+{
+	if (pvsched_urgent(urgency))
+		WRITE_ONCE(page->response,
+			   pvsched_response(READ_ONCE(page->response), state->wanted, state->woken,
+					    bpf_ktime_get_ns()));
+	state->wanted = 0;
+}
+
 SEC("tp_btf/sched_switch")
 int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
 	struct pvsched_page *page = this_page();
 	struct cpu_state *state = this_state();
+	__u64 urgency;
 	bool tell;
 
 	if (!page || !state)
 		return 0;
 	if (READ_ONCE(page->context))
 		WRITE_ONCE(page->context, 0);
-	tell = say_switch(page, task_urgency(next, next->prio));
+	urgency = task_urgency(next, next->prio);
+	tell = say_switch(page, urgency);
+	if (state->wanted)
+		say_response(page, state, urgency);
+	state->due = 0;
 	settle(page, state, state->read, tell);
 	state->read = READ_ONCE(page->ticket);
 	return 0;
@@ -234,10 +261,22 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 
 static __always_inline int woken(struct task_struct *p)
 {
-	struct pvsched_page *page = page_of(p->thread_info.cpu);
+	int cpu = p->thread_info.cpu;
+	struct pvsched_page *page = page_of(cpu);
+	struct cpu_state *state;
+	__u64 urgency;
 
-	if (page)
-		say_pending(page, task_urgency(p, p->prio));
+	if (!page)
+		return 0;
+	urgency = task_urgency(p, p->prio);
+	say_pending(page, urgency);
+	if (!pvsched_urgent(urgency))
+		return 0;
+	state = state_of(cpu);
+	if (state && !state->wanted) {
+		state->woken = bpf_ktime_get_ns();
+		state->wanted = state->due ? state->due : state->woken;
+	}
 	return 0;
 }
 
@@ -373,6 +412,16 @@ int BPF_PROG(on_timer_cancelled, struct hrtimer *timer)
 SEC("tp_btf/hrtimer_expire_entry")
 int BPF_PROG(on_timer_expired, struct hrtimer *timer)
 {
+	int cpu = timer->base->cpu_base->cpu;
+	struct pvsched_timers *timers = timers_of(cpu);
+	struct cpu_state *state = state_of(cpu);
+	struct pvsched_timer *slot;
+
+	if (!timers || !state)
+		return 0;
+	slot = pvsched_timer_find(timers, number_of(timer));
+	if (slot && pvsched_timer_armed(slot))
+		state->due = slot->expires;
 	return timer_stopped(timer);
 }
 

@@ -90,6 +90,19 @@ enum pvsched_class {
 #define PVSCHED_TIMER_URGENCY_MASK	0xffffULL
 #define PVSCHED_TIMER_KNOWN		(1ULL << 48)
 
+/*
+ * pvsched_page.response: how long the latest urgent task that was woken on this
+ * CPU had to wait. Counted from when its timer was due, or from the wake-up
+ * where it was none of this CPU's timers that woke it.
+ *
+ *   bits  0..23  microseconds until it ran
+ *   bits 24..47  microseconds of those until its timer was handled
+ *   bits 48..63  number of such tasks so far; wraps around
+ */
+#define PVSCHED_RESPONSE_LATE_SHIFT	24
+#define PVSCHED_RESPONSE_COUNT_SHIFT	48
+#define PVSCHED_RESPONSE_US_MAX		0xffffffULL
+
 /* pvsched_page.applied, bits 0..7: what the host does with this vCPU */
 enum pvsched_applied {
 	PVSCHED_APPLIED_NONE		= 0, /* no host scheduler reads this page */
@@ -121,7 +134,8 @@ struct pvsched_page {
 	__u64 context;		/* PVSCHED_CONTEXT_* */
 	__u64 ack;		/* last ticket whose interrupt has been taken */
 	__u64 timer;		/* PVSCHED_TIMER_* */
-	__u64 rsvd1[3];
+	__u64 response;		/* PVSCHED_RESPONSE_* */
+	__u64 rsvd1[2];
 
 	/* Cache line 2. Writer: the host's scheduler. */
 	__u64 applied;		/* enum pvsched_applied and flags */
@@ -143,6 +157,7 @@ PVSCHED_OFFSET(struct pvsched_page, pending_task, 72);
 PVSCHED_OFFSET(struct pvsched_page, context, 80);
 PVSCHED_OFFSET(struct pvsched_page, ack, 88);
 PVSCHED_OFFSET(struct pvsched_page, timer, 96);
+PVSCHED_OFFSET(struct pvsched_page, response, 104);
 PVSCHED_OFFSET(struct pvsched_page, applied, 128);
 PVSCHED_OFFSET(struct pvsched_page, ticket, 136);
 PVSCHED_OFFSET(struct pvsched_page, boosts, 144);

@@ -86,4 +86,6 @@ unsafe impl MapValue for intf::pv_cpu {}
 // SAFETY: as above.
 unsafe impl MapValue for intf::pv_llc {}
 // SAFETY: as above.
+unsafe impl MapValue for intf::pv_vm {}
+// SAFETY: as above.
 unsafe impl MapValue for intf::pv_stats {}

@@ -127,8 +127,6 @@ impl<'obj> Hints<'obj> {
             .context("the KVM programs have no tunables")?;
         to.slice_ns = from.slice_ns;
         to.slice_min_ns = from.slice_min_ns;
-        to.task_budget_ns = from.task_budget_ns;
-        to.irq_budget_ns = from.irq_budget_ns;
         to.irq_boost_ns = from.irq_boost_ns;
         to.guard_ns = from.guard_ns;
         to.nr_llcs = from.nr_llcs;
@@ -140,6 +138,7 @@ impl<'obj> Hints<'obj> {
         open.maps.llcs.reuse_fd(main.maps.llcs.as_fd())?;
         open.maps.stats.reuse_fd(main.maps.stats.as_fd())?;
         open.maps.dues.reuse_fd(main.maps.dues.as_fd())?;
+        open.maps.vms.reuse_fd(main.maps.vms.as_fd())?;
 
         let mut skel = open.load().context("the kernel refused the KVM programs")?;
         skel.attach().context("cannot attach to KVM")?;

@@ -20,7 +20,7 @@ use super::bpf::{intf, MapValue};
 use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
-use super::registry::Vms;
+use super::registry::{Maps, Vms};
 use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
 use crate::handoff::server::{Config, Server};
 
@@ -100,8 +100,6 @@ impl<'obj> Instance<'obj> {
             .context("the program has no tunables")?;
         tunables.slice_ns = options.slice_us * 1000;
         tunables.slice_min_ns = options.slice_min_us.min(options.slice_us) * 1000;
-        tunables.task_budget_ns = options.task_budget_us * 1000;
-        tunables.irq_budget_ns = options.irq_budget_us * 1000;
         tunables.irq_boost_ns = options.irq_boost_us * 1000;
         tunables.guard_ns = options.guard_us * 1000;
         tunables.nr_llcs = u32::try_from(layout.cpus_of_llc.len())?;
@@ -131,11 +129,17 @@ impl<'obj> Instance<'obj> {
                 .update(&llc.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
         }
 
-        let vms = Vms::new(
-            MapHandle::try_from(&skel.maps.tasks)?,
-            MapHandle::try_from(&skel.maps.pages)?,
-            MapHandle::try_from(&skel.maps.dues)?,
-        );
+        let maps = Maps {
+            tasks: MapHandle::try_from(&skel.maps.tasks)?,
+            pages: MapHandle::try_from(&skel.maps.pages)?,
+            dues: MapHandle::try_from(&skel.maps.dues)?,
+            vms: MapHandle::try_from(&skel.maps.vms)?,
+        };
+        let defaults = intf::pv_vm {
+            task_budget_ns: options.task_budget_us * 1000,
+            irq_budget_ns: options.irq_budget_us * 1000,
+        };
+        let vms = Vms::new(maps, defaults).context("cannot tell the budgets")?;
         let stats = StatsServer::new(stats::server_data()).launch()?;
         let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);
         info!(

@@ -63,6 +63,12 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
         stage(|m| &m.hint_to_entered),
         stage(|m| &m.hint_to_taken),
     )?;
+    writeln!(
+        out,
+        "  guests' urgent tasks: due to handled {} running {} us",
+        stage(|m| &m.due_to_handled),
+        stage(|m| &m.due_to_task),
+    )?;
     for vm in now.vms.values() {
         writeln!(out, "  {} ({})", vm.name, vm.protocol)?;
         for (apic_id, vcpu) in &vm.vcpus {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The command line. Each tunable has the name of its BPF constant (`bpf/state.bpf.h`), in
-//! microseconds here and in nanoseconds there; its default stands here.
+//! The command line. Each tunable has the name of its BPF constant (`bpf/state.bpf.h`) or of its
+//! field in what a VM may have (`struct pv_vm` of `bpf/intf.h`), in microseconds here and in
+//! nanoseconds there; its default stands here.
 
 use std::path::PathBuf;
 

@@ -36,30 +36,58 @@ pub struct Vm {
     pub name: String,
     /// Name and version of the negotiated protocol.
     pub protocol: String,
+    /// Its entry in the map `vms`.
+    slot: u32,
     /// By APIC id.
     pub vcpus: BTreeMap<u32, Vcpu>,
 }
 
-/// All VMs, and the maps that make the BPF programs see them.
+/// The maps of `bpf/state.bpf.h` that make the BPF programs see the VMs.
+pub struct Maps {
+    pub tasks: MapHandle,
+    pub pages: MapHandle,
+    pub dues: MapHandle,
+    pub vms: MapHandle,
+}
+
+/// All VMs.
 pub struct Vms {
-    tasks: MapHandle,
-    pages: MapHandle,
-    dues: MapHandle,
+    maps: Maps,
+    /// What a VM may have.
+    defaults: intf::pv_vm,
     attachments: u64,
     vms: BTreeMap<u32, Vm>,
 }
 
+/// The entry of the map `vms` for vCPUs that nobody has handed over.
+const NOBODY: u32 = 0;
+
 impl Vms {
-    /// Serves the maps `tasks`, `pages` and `dues` of `bpf/state.bpf.h`.
-    #[must_use]
-    pub fn new(tasks: MapHandle, pages: MapHandle, dues: MapHandle) -> Self {
-        Self {
-            tasks,
-            pages,
-            dues,
+    /// Serves the maps; `defaults` are for vCPUs that nobody has handed over, too.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub fn new(maps: Maps, defaults: intf::pv_vm) -> Result<Self> {
+        let vms = Self {
+            maps,
+            defaults,
             attachments: 0,
             vms: BTreeMap::new(),
-        }
+        };
+        vms.grant(NOBODY, &defaults)?;
+        Ok(vms)
+    }
+
+    /// Tells the BPF programs what the VM with this entry may have.
+    fn grant(&self, slot: u32, vm: &intf::pv_vm) -> Result<(), libbpf_rs::Error> {
+        self.maps
+            .vms
+            .update(&slot.to_ne_bytes(), &vm.to_bytes(), MapFlags::ANY)
+    }
+
+    /// An entry of the map `vms` that no VM has.
+    fn free_slot(&self) -> Option<u32> {
+        (NOBODY + 1..intf::PV_MAX_VMS).find(|slot| self.vms.values().all(|vm| vm.slot != *slot))
     }
 
     /// The VMs by number.
@@ -72,12 +100,12 @@ impl Vms {
     /// # Errors
     /// When the map cannot be read for another reason.
     pub fn state_of(&self, vcpu: &Vcpu) -> Result<Option<intf::pv_task>> {
-        lookup_task(&self.tasks, vcpu.pidfd.as_raw_fd())
+        lookup_task(&self.maps.tasks, vcpu.pidfd.as_raw_fd())
     }
 
     /// Ends the host timer of a handover; without effect where there is none.
     fn forget_due(&self, attachment: u64) {
-        match self.dues.delete(&attachment.to_ne_bytes()) {
+        match self.maps.dues.delete(&attachment.to_ne_bytes()) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => warn!("a host timer of a vCPU that is gone stays: {error}"),
@@ -133,7 +161,7 @@ fn fd_of_kvm_run(line: &str) -> Option<u32> {
 
 impl Registry for Vms {
     fn is_vcpu(&mut self, vcpu: &VcpuInfo) -> bool {
-        let seen = lookup_task(&self.tasks, vcpu.pidfd.as_raw_fd())
+        let seen = lookup_task(&self.maps.tasks, vcpu.pidfd.as_raw_fd())
             .is_ok_and(|task| task.is_some_and(|task| task.is_vcpu != 0));
         seen || waits_in_kvm_run(vcpu.tgid, vcpu.tid)
     }
@@ -145,11 +173,17 @@ impl Registry for Vms {
             &*info.name, info.peer_pid
         );
         let name = info.name.to_string();
+        let slot = self
+            .free_slot()
+            .ok_or_else(|| RegistryError::Internal("there is no room for another VM".into()))?;
+        self.grant(slot, &self.defaults)
+            .map_err(|error| RegistryError::Internal(error.to_string()))?;
         self.vms.insert(
             vm.0,
             Vm {
                 name,
                 protocol,
+                slot,
                 vcpus: BTreeMap::new(),
             },
         );
@@ -170,14 +204,23 @@ impl Registry for Vms {
             .map_err(|error| internal(&error))?;
 
         // struct pv_page of bpf/state.bpf.h: the kernel pins the page behind the address.
+        let slot = self
+            .vms
+            .get(&vm.0)
+            .ok_or_else(|| internal(&"the VM is not registered"))?
+            .slot;
         let attachment = self.attachments + 1;
-        let due = vec![0; usize::try_from(self.dues.value_size()).unwrap_or_default()];
-        self.dues
+        let due = vec![0; usize::try_from(self.maps.dues.value_size()).unwrap_or_default()];
+        self.maps
+            .dues
             .update(&attachment.to_ne_bytes(), &due, MapFlags::ANY)
             .map_err(|error| internal(&error))?;
         let mut value = page.address().to_ne_bytes().to_vec();
         value.extend_from_slice(&attachment.to_ne_bytes());
-        self.pages
+        value.extend_from_slice(&slot.to_ne_bytes());
+        value.extend_from_slice(&[0; 4]);
+        self.maps
+            .pages
             .update(&pidfd.as_raw_fd().to_ne_bytes(), &value, MapFlags::ANY)
             .map_err(|error| {
                 self.forget_due(attachment);
@@ -217,7 +260,7 @@ impl Registry for Vms {
         let Some(known) = entry.vcpus.remove(&vcpu.apic_id) else {
             return;
         };
-        match self.pages.delete(&known.pidfd.as_raw_fd().to_ne_bytes()) {
+        match self.maps.pages.delete(&known.pidfd.as_raw_fd().to_ne_bytes()) {
             // The kernel drops a thread's page with the thread.
             Ok(()) => {}
             Err(error) if is_gone(&error) => {}

@@ -122,6 +122,16 @@ pub struct Metrics {
         _om_skip
     )]
     pub hint_to_taken: Vec<u64>,
+    #[stat(
+        desc = "guest's urgent timer due to its handling there: count below 1, 2, 4, ... microseconds",
+        _om_skip
+    )]
+    pub due_to_handled: Vec<u64>,
+    #[stat(
+        desc = "guest's urgent task due to its running there: count below 1, 2, 4, ... microseconds",
+        _om_skip
+    )]
+    pub due_to_task: Vec<u64>,
     #[stat(desc = "VMs by number")]
     pub vms: BTreeMap<u32, VmMetrics>,
 }
@@ -153,11 +163,13 @@ impl Metrics {
         self.throttled_task += cpu.throttled_task;
         self.throttled_irq += cpu.throttled_irq;
         self.guarded += cpu.guarded;
-        let [running, entered, taken] = &cpu.stage;
+        let [running, entered, taken, handled, task] = &cpu.stage;
         for (sum, part) in [
             (&mut self.hint_to_running, running),
             (&mut self.hint_to_entered, entered),
             (&mut self.hint_to_taken, taken),
+            (&mut self.due_to_handled, handled),
+            (&mut self.due_to_task, task),
         ] {
             sum.resize(part.len(), 0);
             for (sum, part) in sum.iter_mut().zip(part) {

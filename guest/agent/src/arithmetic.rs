@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Tests of what the BPF programs are made of: `guest/bpf/urgency.h`, `ticket.h` and
-//! `timers.h`, compiled natively.
+//! Tests of what the BPF programs are made of: `guest/bpf/urgency.h`, `ticket.h`,
+//! `timers.h` and `response.h`, compiled natively.
 
 #[allow(
     dead_code,
@@ -38,6 +38,18 @@ fn urgent(word: u64) -> bool {
 fn hardirq_ack(acked: u64, earlier: u64, entered: u64) -> u64 {
     // SAFETY: the function computes with its arguments.
     unsafe { native::pvsched_hardirq_ack(acked, earlier, entered) }
+}
+
+/// The word, as count, microseconds until the timer was handled, and until the task ran.
+fn response(before: u64, wanted: u64, woken: u64, now: u64) -> (u64, u64, u64) {
+    // SAFETY: the function computes with its arguments.
+    let word = unsafe { native::pvsched_response(before, wanted, woken, now) };
+    let late = word >> abi::PVSCHED_RESPONSE_LATE_SHIFT;
+    (
+        word >> abi::PVSCHED_RESPONSE_COUNT_SHIFT,
+        late & u64::from(abi::PVSCHED_RESPONSE_US_MAX),
+        word & u64::from(abi::PVSCHED_RESPONSE_US_MAX),
+    )
 }
 
 /// A CPU's timers, driven through the functions that the programs call.
@@ -229,6 +241,17 @@ proptest! {
         prop_assert_eq!(timers.first(), Some((short(high), (early + later).unsigned_abs())));
     }
 
+    /// Clocks that run backwards and waits of hours stay within their fields.
+    #[test]
+    fn no_times_make_a_malformed_response(
+        before in any::<u64>(), wanted in any::<u64>(), woken in any::<u64>(), now in any::<u64>(),
+    ) {
+        let (count, late, total) = response(before, wanted, woken, now);
+        prop_assert_eq!(count, ((before >> abi::PVSCHED_RESPONSE_COUNT_SHIFT) + 1) & 0xffff);
+        prop_assert_eq!(late == 0, woken < wanted.saturating_add(1000));
+        prop_assert_eq!(total == 0, now < wanted.saturating_add(1000));
+    }
+
     #[test]
     fn the_echo_never_runs_ahead_of_what_was_read(
         acked in any::<u64>(), earlier in any::<u64>(), ahead in 0u64..1 << 62,
@@ -306,6 +329,14 @@ fn a_timer_long_overdue_was_lost() {
     assert_eq!(timers.first(), Some((short(urgency(realtime(80))), 0)));
     timers.program(1_001_000_001);
     assert_eq!(timers.first(), None);
+}
+
+#[test]
+fn a_response_is_counted_and_told_in_its_two_parts() {
+    let first = response(0, 1_000_000, 1_250_000, 1_400_999);
+    assert_eq!(first, (1, 250, 400));
+    let wrapped = response(u64::MAX, 5_000, 5_000, 7_000);
+    assert_eq!(wrapped, (0, 0, 2));
 }
 
 #[test]

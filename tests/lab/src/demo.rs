@@ -167,11 +167,6 @@ pub fn measure(options: &Options, out: &Path) -> Result<()> {
     let mut demo = Demo::new(options, chain)?;
     demo.all_rounds(&stop)?;
     let report = Report::new(demo.environment()?, &demo.measured);
-    if options.keep_stats {
-        for (round, stats) in report.statistics() {
-            println!("scx_pvsched's statistics, round {round}:\n{stats}");
-        }
-    }
     print!("{report}");
     let path = out.join("report.json");
     let text = serde_json::to_string_pretty(&report.json())?;
@@ -224,6 +219,11 @@ impl<'a> Demo<'a> {
                     left.as_secs(),
                     cell.title()
                 );
+                if self.options.keep_stats {
+                    if let Some(statistics) = measurement.statistics() {
+                        println!("scx_pvsched's statistics, round {round}:\n{statistics}");
+                    }
+                }
                 self.measured.entry(cell).or_default().push(measurement);
             }
         }

@@ -22,6 +22,14 @@ pub struct Measurement {
     pub stats: Option<(Value, Value)>,
 }
 
+impl Measurement {
+    /// What the scheduler counted meanwhile, as text; `None` where it did not run.
+    pub fn statistics(&self) -> Option<String> {
+        let (before, after) = self.stats.as_ref()?;
+        Some(describe(&delta(before, after)))
+    }
+}
+
 impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let latency = &self.latency;
@@ -178,21 +186,6 @@ impl<'a> Report<'a> {
             ms(pvsched),
             ms(kernel)
         )
-    }
-
-    /// What scx_pvsched counted in its cells: (round, text).
-    pub fn statistics(&self) -> Vec<(usize, String)> {
-        let rounds = self
-            .cells
-            .get(&Cell::Pvsched)
-            .map_or(&[][..], |summary| summary.rounds);
-        let numbered = rounds.iter().enumerate();
-        numbered
-            .filter_map(|(index, m)| {
-                let (before, after) = m.stats.as_ref()?;
-                Some((index + 1, describe(&delta(before, after))))
-            })
-            .collect()
     }
 
     pub fn json(&self) -> Value {
