@@ -8,7 +8,8 @@
  *
  *	boost_judge()	what the vCPU is entitled to now
  *	boost_set()	puts that in force for the vCPU that runs, and tells the guest
- *	task_charge()	charges run time to vtime and to the budgets
+ *	task_charge()	charges run time to vtime and to the budgets, at the weight
+ *			that the guest's work has
  */
 #ifndef PVSCHED_BOOST_BPF_H
 #define PVSCHED_BOOST_BPF_H
@@ -211,29 +212,90 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
 }
 
+/* How far a vCPU is ahead of its fair share at its thread's weight, in ns of CPU. */
 static inline s64 task_lead(struct task_struct *p, struct pv_task *t, struct pv_llc *l)
 {
-	return pv_lead(t->vtime, READ_ONCE(l->vtime), p->scx.weight);
+	return pv_lead(t->base_vtime, READ_ONCE(l->vtime),
+		       pv_weight(p->scx.weight, PV_GUEST_WEIGHT_DFL));
+}
+
+/*
+ * What the guest's work makes of the vCPU's weight now. While an interrupt
+ * waits, what the guest said is out of date; a guest CPU that halts has
+ * nothing to say about what will run when it is woken.
+ */
+static inline u32 guest_weight(struct pv_task *t, struct pvsched_page *page)
+{
+	struct pv_vm *vm = vm_of(t);
+	u64 urgency, pending;
+	u32 weight;
+
+	t->guest_class = PVSCHED_CLASS_NONE;
+	if (!page || !vm)
+		return PV_GUEST_WEIGHT_DFL;
+	urgency = READ_ONCE(page->current_task);
+	pending = READ_ONCE(page->pending_task);
+	if (pv_class(pending) > pv_class(urgency))
+		urgency = pending;
+	t->guest_class = pv_class(urgency);
+	weight = pv_guest_weight(urgency);
+	if (weight < PV_GUEST_WEIGHT_DFL && (s64)(t->urgent_ticket - READ_ONCE(page->ack)) > 0)
+		weight = PV_GUEST_WEIGHT_DFL;
+	return pv_clamp(weight, READ_ONCE(vm->weight_min), READ_ONCE(vm->weight_max));
 }
 
 /*
  * Charges the time since the last charge. All of it counts as use of the
- * task's share, boosted or not.
+ * task's share, boosted or not. The guest may have changed its mind meanwhile:
+ * the heavier of both weights counts, as it may have worked until just now and
+ * only then become idle.
  */
-__noinline int task_charge(struct pv_task *t __arg_nonnull, u64 weight, u64 now)
+__noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page *page,
+			   u32 weight, u64 queue_vtime, u64 now)
 {
 	u64 ran = now > t->charged_at ? now - t->charged_at : 0;
+	u32 before, after, heavier;
 
 	t->charged_at = now;
-	t->vtime += pv_charge(ran, weight);
-	if (!t->is_vcpu)
+	if (!t->is_vcpu) {
+		t->vtime += pv_charge(ran, pv_weight(weight, PV_GUEST_WEIGHT_DFL));
 		return 0;
+	}
 
+	before = t->guest_weight ?: PV_GUEST_WEIGHT_DFL;
+	after = guest_weight(t, page);
+	heavier = before > after ? before : after;
+	t->vtime += pv_charge(ran, pv_weight(weight, heavier));
+	if (after != before) {
+		t->vtime = pv_reweigh(t->vtime, queue_vtime, before, after);
+		COUNT(reweighed);
+	}
+	t->guest_weight = after;
+	t->base_vtime += pv_charge(ran, pv_weight(weight, heavier > PV_GUEST_WEIGHT_DFL ?
+						  heavier : PV_GUEST_WEIGHT_DFL));
 	t->ran += ran;
 	if (t->boost)
 		t->ran_boosted += ran;
 	irq_settle(t, now);
 	return 0;
+}
+
+/* task_charge() for the task that runs; returns its page. */
+static inline struct pvsched_page *charge(struct task_struct *p, struct pv_task *t,
+					  struct pv_llc *l, u64 now)
+{
+	struct pvsched_page *page = page_of(p, t);
+
+	task_charge(t, page, p->scx.weight, READ_ONCE(l->vtime), now);
+	return page;
+}
+
+/* What others compare themselves with: the vtime of the task that runs on @c. */
+static inline void show_vtime(struct pv_cpu *c, struct pv_task *t, u32 weight, u64 now)
+{
+	c->vtime = t->vtime;
+	c->vtime_at = now;
+	c->weight = pv_weight(weight, t->guest_weight ?: PV_GUEST_WEIGHT_DFL);
 }
 
 /* Tells the guest what is done with its vCPU, if it is not what it was told last. */

@@ -42,6 +42,11 @@ struct kvm_lapic___pv {
 	struct kvm_vcpu___pv *vcpu;
 } __attribute__((preserve_access_index));
 
+/*
+ * A guest whose work makes its vCPU light tells of most timers for other work.
+ * Of those that it does not, ticks know: it gets one when it has waited this long.
+ */
+#define LOOK_NS		(100 * PV_NSEC_PER_MSEC)
 /* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
 /* However slow the machine, a vCPU is not put ahead of its timer by more. */
@@ -128,10 +133,7 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 	call_ahead(p, t, rank, now);
 }
 
-/*
- * A guest's timer for an urgent task is about to expire, and the vCPU waits in
- * a fair queue: it is put ahead now, to be in guest mode by then.
- */
+/* A timer of the host's for a vCPU that still waits: see arm_due(). */
 static int on_due(void *map, u64 *attachment, struct pv_due *due)
 {
 	struct pvsched_page *page;
@@ -149,6 +151,13 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 	/* Should it have run since, the guest has seen to its timers. */
 	if (page && t->attachment == *attachment && t->turns == due->turns &&
 	    READ_ONCE(t->state) == PV_STATE_FAIR) {
+		if (due->rank == PV_RANK_IRQ) {
+			if (has_untaken(t, page)) {
+				COUNT(looks);
+				urge(p, t, page, READ_ONCE(t->ticket), PV_RANK_IRQ);
+			}
+			goto release;
+		}
 		COUNT(hints_due);
 		now = scx_bpf_now();
 		WRITE_ONCE(t->due_rank, due->rank);
@@ -175,16 +184,22 @@ static inline u64 early_by(struct pv_cpu *c)
 	return early < EARLY_MAX_NS ? early : EARLY_MAX_NS;
 }
 
-static inline void arm_due(struct task_struct *p, struct pv_task *t, u32 rank, u64 at)
+/*
+ * Sets the host's timer for a vCPU that has to wait:
+ *
+ * - to @early before a timer of its guest for an urgent task, of @rank: it is
+ *   put ahead then, to be in guest mode when that expires
+ * - with PV_RANK_IRQ, to when a guest of little weight is to be asked what the
+ *   timer interrupt that waits for it has woken
+ */
+static inline void arm_due(struct task_struct *p, struct pv_task *t, u32 rank, u64 at, u64 early)
 {
-	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
-	u64 attachment = t->attachment, now = bpf_ktime_get_ns(), early;
+	u64 attachment = t->attachment, now = bpf_ktime_get_ns();
 	struct pv_due *due;
 
 	due = bpf_map_lookup_elem(&dues, &attachment);
-	if (!due || !c)
+	if (!due)
 		return;
-	early = early_by(c);
 	due->tid = BPF_CORE_READ(p, pid);
 	due->rank = rank;
 	due->early = early;
@@ -197,10 +212,19 @@ static inline void arm_due(struct task_struct *p, struct pv_task *t, u32 rank, u
 	bpf_timer_start(&due->timer, at > now + early ? at - now - early : 0, 0);
 }
 
+/* Whether what its guest runs makes the vCPU lighter than its thread is. */
+static inline bool is_light(struct pv_task *t)
+{
+	u32 weight = READ_ONCE(t->guest_weight);
+
+	return weight && weight < PV_GUEST_WEIGHT_DFL;
+}
+
 /*
  * A vCPU loses its CPU. Its guest's timers cannot be armed until it runs
- * again but for the next one, which KVM has: where a later one is urgent, a
- * timer of the host's stands in for it.
+ * again but for the next one, which KVM has: where a later one is urgent, or
+ * might be for more than what the guest runs now, a timer of the host's stands
+ * in for it.
  */
 SEC("?fentry/kvm_sched_out")
 int BPF_PROG(on_sched_out)
@@ -210,7 +234,9 @@ int BPF_PROG(on_sched_out)
 	struct kvm_lapic___pv *apic;
 	struct pvsched_page *page;
 	struct pv_task *t;
-	u64 word, next;
+	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
+	u64 word, next, look;
+	u32 rank;
 
 	t = task_of(p);
 	if (!t || READ_ONCE(t->state) != PV_STATE_FAIR)
@@ -219,7 +245,8 @@ int BPF_PROG(on_sched_out)
 	if (!page)
 		return 0;
 	word = READ_ONCE(page->timer);
-	if (!(word & PVSCHED_TIMER_KNOWN) || !pv_timer_rank(word))
+	rank = pv_timer_rank(word);
+	if (!c || !(word & PVSCHED_TIMER_KNOWN) || (!rank && !is_light(t)))
 		return 0;
 	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
 	apic = BPF_CORE_READ(vcpu, arch.apic);
@@ -227,7 +254,16 @@ int BPF_PROG(on_sched_out)
 	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
 		return 0;
 	next = BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
-	arm_due(p, t, pv_timer_rank(word), next + pv_timer_delay(word));
+	if (rank) {
+		arm_due(p, t, rank, next + pv_timer_delay(word), early_by(c));
+		return 0;
+	}
+	look = bpf_ktime_get_ns() + LOOK_NS;
+	if (pv_timer_class(word) > t->guest_class)
+		look = next + pv_timer_delay(word);
+	else if (next > look)
+		look = next;
+	arm_due(p, t, PV_RANK_IRQ, look, 0);
 	return 0;
 }
 
@@ -271,7 +307,8 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	if (timer & PVSCHED_TIMER_KNOWN) {
 		rank = pv_timer_delay(timer) <= SOON_NS ? pv_timer_rank(timer) : PV_RANK_NONE;
 		/* It may have been another interrupt. */
-		if (own && !rank)
+		if (!rank && (own || (is_light(t) && pv_timer_delay(timer) <= SOON_NS &&
+				      pv_timer_class(timer) > t->guest_class)))
 			rank = PV_RANK_IRQ;
 	} else {
 		rank = PV_RANK_IRQ;
@@ -347,6 +384,7 @@ int BPF_PROG(on_entry)
 		return 0;
 	if (!t->is_vcpu) {
 		t->state = PV_STATE_RUNNING;
+		t->base_vtime = t->vtime;
 		t->is_vcpu = 1;
 	}
 	if (t->hint_at && !t->entered) {
@@ -383,8 +421,7 @@ int BPF_PROG(on_exit)
 	if (!l)
 		return 0;
 	now = scx_bpf_now();
-	task_charge(t, p->scx.weight, now);
-	page = page_of(p, t);
+	page = charge(p, t, l, now);
 	verdict = boost_judge(t, page, task_lead(p, t, l), now);
 	waiting = anybody_waits(cpu, llc_here(c));
 	boost_set(t, page, c, verdict, waiting);

@@ -55,6 +55,7 @@ struct pv_stats {
 	u64 hints_repeated;
 	u64 hints_idle;
 	u64 hints_due;
+	u64 looks;
 	u64 posted;
 	u64 dropped;
 	u64 moved;
@@ -68,6 +69,7 @@ struct pv_stats {
 	u64 throttled_task;
 	u64 throttled_irq;
 	u64 guarded;
+	u64 reweighed;
 	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
 };
 
@@ -87,6 +89,7 @@ struct pv_task {
 	u32 state;		/* enum pv_state */
 
 	/* The rest is for vCPUs only. */
+	u64 base_vtime;		/* vtime as if its guest never lowered its weight: for budgets */
 	u32 is_vcpu;		/* KVM entered a guest on this thread */
 	u64 attachment;		/* which handover the page belongs to, 0 none */
 	u64 ticket;		/* of the latest hint, as the page shows it */
@@ -109,6 +112,8 @@ struct pv_task {
 	u32 task_spent;		/* budget of lead is spent */
 	u32 irq_spent;		/* budget of interrupt boosts is spent */
 	u32 vm;			/* the number of its VM, 0 while nobody has handed it over */
+	u32 guest_weight;	/* what its guest makes of its weight, 0 nothing yet */
+	u32 guest_class;	/* enum pvsched_class, of the most urgent that runs or waits */
 	u32 rsvd;
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
@@ -131,6 +136,8 @@ struct pv_task {
 struct pv_vm {
 	u64 task_budget_ns;	/* how far a boost may carry a vCPU ahead of its share */
 	u64 irq_budget_ns;	/* for how long interrupts alone may boost it */
+	u32 weight_min;		/* what the guest may make of its vCPUs' weights, */
+	u32 weight_max;		/* PV_GUEST_WEIGHT_DFL being that of their threads */
 };
 
 /* One per CPU. */
@@ -147,7 +154,7 @@ struct pv_cpu {
 	u64 vtime;		/* of the task that runs, when charged_at */
 	u64 vtime_at;		/* ns */
 	u64 enter_ns;		/* from a hint to guest mode, of late */
-	u32 weight;		/* of the task that runs */
+	u64 weight;		/* of the task that runs; see policy.h */
 	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
 	u32 post_tail;		/* posts: next to write; any CPU */
 	u32 post_head;		/* next to read; this CPU only */

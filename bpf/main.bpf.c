@@ -67,6 +67,12 @@ static inline bool outranks_current(struct pv_task *t, struct pv_cpu *c, u64 now
 	return !READ_ONCE(c->rank) && pv_before(t->vtime + slice_ns / 2, vtime);
 }
 
+/* A vCPU whose guest has SCHED_BATCH work: it wants long turns rather than early ones. */
+static inline bool is_batch(struct pv_task *t)
+{
+	return t->is_vcpu && t->guest_class == PVSCHED_CLASS_BATCH;
+}
+
 static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, u32 rank,
 				   u64 now, u64 enq_flags)
 {
@@ -123,6 +129,8 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	if (t->is_vcpu) {
 		u32 rank;
 
+		t->base_vtime = pv_enter_vtime(t->base_vtime, READ_ONCE(l->vtime), slice_ns, waiting);
+
 		/*
 		 * First the state, then the judgement. A hint does it the
 		 * other way round: either it sees that this vCPU waits and
@@ -139,13 +147,13 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		t->extra_turn = 0;
 	}
 
-	slice = pv_slice(slice_ns, slice_min_ns, waiting);
+	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
 	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
 	COUNT(enqueued_fair);
 
 	if (kick_idle(p))
 		return;
-	if (enq_flags & SCX_ENQ_WAKEUP && outranks_current(t, c, now)) {
+	if (enq_flags & SCX_ENQ_WAKEUP && !is_batch(t) && outranks_current(t, c, now)) {
 		WRITE_ONCE(c->give_way, 1);
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 		COUNT(preempted);
@@ -224,14 +232,16 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 
 	if (!t || !c || !l || t->extra_turn || READ_ONCE(c->give_way))
 		return false;
-	task_charge(t, prev->scx.weight, now);
+	charge(prev, t, l, now);
 	if (has_claim(CPU_DSQ(cpu), t->vtime) || has_claim(FAIR_DSQ(llc), t->vtime))
 		return false;
 	if (!anybody_waits(cpu, llc))
 		return false;
 	if (pv_before(READ_ONCE(l->vtime), t->vtime))
 		WRITE_ONCE(l->vtime, t->vtime);
-	slice = pv_slice(slice_ns, slice_min_ns, waiting_per_cpu(llc, l));
+	show_vtime(c, t, prev->scx.weight, now);
+	slice = is_batch(t) ? slice_ns :
+			      pv_slice(slice_ns, slice_min_ns, waiting_per_cpu(llc, l));
 	c->turn_end = now + slice;
 	c->boosted_since = 0;
 	scx_bpf_task_set_slice(prev, slice);
@@ -255,8 +265,7 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 
 	if (!t || !c || !l || !t->is_vcpu)
 		return false;
-	task_charge(t, prev->scx.weight, now);
-	page = page_of(prev, t);
+	page = charge(prev, t, l, now);
 	verdict = boost_judge(t, page, task_lead(prev, t, l), now);
 	if (!VERDICT_RANK(verdict) || first_rank(llc, cpu) > VERDICT_RANK(verdict))
 		return false;
@@ -346,9 +355,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		irq_settle(t, now);
 	c->rank = 0;
 	c->give_way = 0;
-	c->vtime = t->vtime;
-	c->vtime_at = now;
-	c->weight = p->scx.weight;
+	show_vtime(c, t, p->scx.weight, now);
 	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 
@@ -390,32 +397,42 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
+	bool waiting, idle;
 
 	if (!t || !c || !l || !t->is_vcpu)
 		return;
-	task_charge(t, p->scx.weight, now);
-	page = page_of(p, t);
+	page = charge(p, t, l, now);
+	show_vtime(c, t, p->scx.weight, now);
 	verdict = boost_judge(t, page, task_lead(p, t, l), now);
 	if (!VERDICT_RANK(verdict) && t->rank)
 		COUNT(ended_tick);
-	boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
+	waiting = anybody_waits(cpu, llc);
+	boost_set(t, page, c, verdict, waiting);
 	/*
 	 * A boosted turn is over when the boost is, a fair one at its end also
-	 * where a boost prolonged the slice. dispatch() decides who is next.
+	 * where a boost prolonged the slice, or when the guest's CPU only polls
+	 * for work. dispatch() decides who is next.
 	 */
-	if ((!VERDICT_RANK(verdict) && (t->extra_turn || now >= c->turn_end)) ||
+	idle = waiting && t->guest_class == PVSCHED_CLASS_IDLE_CPU;
+	if ((!VERDICT_RANK(verdict) && (t->extra_turn || idle || now >= c->turn_end)) ||
 	    guard_is_due(c, now))
 		scx_bpf_task_set_slice(p, 0);
 }
 
 void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 {
+	s32 cpu = scx_bpf_task_cpu(p);
 	struct pv_task *t = task_of(p);
-	struct pv_cpu *c = cpu_of(scx_bpf_task_cpu(p));
+	struct pv_cpu *c = cpu_of(cpu);
+	struct pv_llc *l = llc_of(llc_of_cpu(cpu));
 
-	if (!t || !c)
+	if (!t || !c || !l)
 		return;
-	task_charge(t, p->scx.weight, scx_bpf_now());
+	if (runnable)
+		charge(p, t, l, scx_bpf_now());
+	else
+		/* What a CPU that halts will do when it is woken, its guest cannot say. */
+		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), scx_bpf_now());
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;

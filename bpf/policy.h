@@ -5,8 +5,9 @@
  * where property tests drive it (src/policy.rs).
  *
  * Times are nanoseconds. Virtual time (vtime) is nanoseconds of CPU at the
- * default weight: a task of weight w that ran t has used t * 100 / w.
- * Weights are sched_ext's, 1..10000, 100 for nice 0.
+ * default weight: a task of weight w that ran t has used t * PV_WEIGHT_DFL / w.
+ * Weights are 1024ths of sched_ext's, which run from 1 to 10000 with 100 for
+ * nice 0: fine enough for what a guest's nice values make of its vCPUs'.
  */
 #ifndef PVSCHED_POLICY_H
 #define PVSCHED_POLICY_H
@@ -17,7 +18,7 @@
 #include <stdbool.h>
 #endif
 
-#define PV_WEIGHT_DFL		100ULL
+#define PV_WEIGHT_DFL		(100ULL * 1024)
 #define PV_NSEC_PER_MSEC	1000000ULL
 
 /*
@@ -65,6 +66,14 @@ static inline unsigned int pv_rank(unsigned long long urgency)
 	return PV_RANK_RT_BASE + prio;
 }
 
+/* The class of an urgency word; one that nobody knows says nothing. */
+static inline unsigned int pv_class(unsigned long long urgency)
+{
+	unsigned int class = urgency >> PVSCHED_URGENCY_CLASS_SHIFT & PVSCHED_URGENCY_FIELD_MASK;
+
+	return class <= PVSCHED_CLASS_DEADLINE ? class : PVSCHED_CLASS_NONE;
+}
+
 /* Rank of the task that a guest's next timer interrupts are for; the word is pvsched_page.timer. */
 static inline unsigned int pv_timer_rank(unsigned long long timer)
 {
@@ -73,7 +82,15 @@ static inline unsigned int pv_timer_rank(unsigned long long timer)
 	return pv_rank(word << PVSCHED_URGENCY_PRIO_SHIFT);
 }
 
-/* From a guest's next timer interrupt to the first urgent one, in ns. */
+/* Class of that task. */
+static inline unsigned int pv_timer_class(unsigned long long timer)
+{
+	unsigned long long word = timer >> PVSCHED_TIMER_URGENCY_SHIFT & PVSCHED_TIMER_URGENCY_MASK;
+
+	return pv_class(word << PVSCHED_URGENCY_PRIO_SHIFT);
+}
+
+/* From a guest's next timer interrupt to the one that the word is about, in ns. */
 static inline unsigned long long pv_timer_delay(unsigned long long timer)
 {
 	return (timer & PVSCHED_TIMER_DELAY_MASK) * 1000;
@@ -100,6 +117,76 @@ static inline unsigned int pv_key_rank(unsigned long long key)
 	unsigned long long behind = key >> PV_KEY_TIME_BITS;
 
 	return behind >= PV_RANK_MAX ? PV_RANK_NONE : PV_RANK_MAX - (unsigned int)behind;
+}
+
+/*
+ * Weights of the nice values -20..19 and of SCHED_IDLE; from Linux,
+ * sched_prio_to_weight in kernel/sched/core.c and WEIGHT_IDLEPRIO in
+ * kernel/sched/sched.h.
+ */
+#define PV_GUEST_WEIGHT_DFL	1024U
+#define PV_GUEST_WEIGHT_IDLE	3U
+#define PV_GUEST_WEIGHT_MAX	88761U
+
+static const unsigned int pv_nice_weight[] = {
+	88761, 71755, 56483, 46273, 36291, 29154, 23254, 18705, 14949, 11916,
+	 9548,	7620,  6100,  4904,  3906,  3121,  2501,  1991,	 1586,	1277,
+	 1024,	 820,	655,   526,   423,   335,   272,   215,	  172,	 137,
+	  110,	  87,	 70,	56,    45,    36,    29,    23,	   18,	  15,
+};
+
+#define PV_NICE_WIDTH		(sizeof(pv_nice_weight) / sizeof(pv_nice_weight[0]))
+
+/*
+ * What an urgency word makes of a vCPU's weight, in 1024ths. An urgent task
+ * and a guest that says nothing leave it as it is. An idle guest CPU that runs
+ * all the same polls, and polling is worth what SCHED_IDLE is.
+ */
+static inline unsigned int pv_guest_weight(unsigned long long urgency)
+{
+	unsigned int nice = urgency >> PVSCHED_URGENCY_NICE_SHIFT & PVSCHED_URGENCY_FIELD_MASK;
+
+	switch (pv_class(urgency)) {
+	case PVSCHED_CLASS_IDLE_CPU:
+	case PVSCHED_CLASS_IDLE:
+		return PV_GUEST_WEIGHT_IDLE;
+	case PVSCHED_CLASS_BATCH:
+	case PVSCHED_CLASS_NORMAL:
+		/* The kernel's verifier has to see that it is this that is compared. */
+		asm volatile("" : "+r"(nice));
+		if (nice >= PV_NICE_WIDTH)
+			nice = PV_NICE_WIDTH - 1;
+		return pv_nice_weight[nice];
+	default:
+		return PV_GUEST_WEIGHT_DFL;
+	}
+}
+
+static inline unsigned int pv_clamp(unsigned int value, unsigned int min, unsigned int max)
+{
+	return value > max ? max : value < min ? min : value;
+}
+
+/* The weight of a task with sched_ext's @weight, of which a guest makes @guest. */
+static inline unsigned long long pv_weight(unsigned int weight, unsigned int guest)
+{
+	return (unsigned long long)(weight ? weight : 1) * (guest ? guest : 1);
+}
+
+/*
+ * The virtual time of a vCPU of whose weight its guest makes @to instead of
+ * @from: it stays as far ahead of its share or behind it as it was, in time of
+ * CPU. What it used as SCHED_IDLE would else keep it waiting for hundreds of
+ * times that as a normal one.
+ */
+static inline unsigned long long pv_reweigh(unsigned long long vtime, unsigned long long queue_vtime,
+					    unsigned int from, unsigned int to)
+{
+	unsigned long long behind = queue_vtime - vtime, ahead = vtime - queue_vtime;
+
+	if (pv_before(vtime, queue_vtime))
+		return queue_vtime - behind * from / (to ? to : 1);
+	return queue_vtime + ahead * from / (to ? to : 1);
 }
 
 /* What @ran nanoseconds cost a task of @weight, in virtual time. */

@@ -15,7 +15,10 @@ mod native {
     include!(concat!(env!("OUT_DIR"), "/policy.rs"));
 }
 
-pub use native::{PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS};
+pub use native::{
+    PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_RANK_DEADLINE, PV_RANK_IRQ,
+    PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_WEIGHT_DFL,
+};
 
 macro_rules! pure {
     ($($(#[$doc:meta])* $name:ident = $c:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
@@ -41,6 +44,12 @@ pure! {
     boost_key = pv_boost_key(rank: u32, now: u64) -> u64;
     /// The rank that a key was made from.
     key_rank = pv_key_rank(key: u64) -> u32;
+    /// What an urgency word makes of a vCPU's weight, in 1024ths.
+    guest_weight = pv_guest_weight(urgency: u64) -> u32;
+    /// The weight of a task with `weight` in sched_ext's units, of which its guest makes `guest`.
+    weight = pv_weight(weight: u32, guest: u32) -> u64;
+    /// Virtual time of a vCPU of whose weight its guest makes `to` instead of `from`.
+    reweigh = pv_reweigh(vtime: u64, queue_vtime: u64, from: u32, to: u32) -> u64;
     /// Virtual time that `ran` ns cost at `weight`.
     charge = pv_charge(ran: u64, weight: u64) -> u64;
     /// CPU time in ns that a task got beyond its fair share.
@@ -72,6 +81,11 @@ mod tests {
         u64::from(class) << abi::PVSCHED_URGENCY_CLASS_SHIFT
             | u64::from(prio) << abi::PVSCHED_URGENCY_PRIO_SHIFT
             | u64::from(nice)
+    }
+
+    /// Of any task, and of any vCPU whatever its guest says.
+    fn any_weight() -> impl Strategy<Value = u64> {
+        (1u32..=10_000, 1u32..=PV_GUEST_WEIGHT_MAX).prop_map(|(host, guest)| weight(host, guest))
     }
 
     /// Whether virtual time `a` is before `b`; it wraps around.
@@ -122,17 +136,65 @@ mod tests {
         }
 
         #[test]
-        fn a_heavier_task_is_charged_less(ran in 0u64..1 << 40, w in 1u64..10_000, more in 1u64..10_000) {
+        fn a_heavier_task_is_charged_less(ran in 0u64..1 << 40, w in any_weight(), more in 1u64..10_000) {
             prop_assert!(charge(ran, w + more) <= charge(ran, w));
-            prop_assert_eq!(charge(ran, 100), ran);
+            prop_assert_eq!(charge(ran, PV_WEIGHT_DFL.into()), ran);
         }
 
         #[test]
-        fn lead_undoes_charge(ran in 0u64..1 << 40, w in 1u64..=10_000, queue: u64) {
+        fn any_word_of_a_guest_makes_a_weight_in_range(word: u64) {
+            prop_assert!((PV_GUEST_WEIGHT_IDLE..=PV_GUEST_WEIGHT_MAX).contains(&guest_weight(word)));
+        }
+
+        /// Each step of nice is worth 10 % of a CPU that two tasks share, so the ratio is 1.25:
+        /// include/linux/sched/prio.h says so, and the kernel's table is within 4 % of it.
+        #[test]
+        fn nice_values_weigh_what_the_kernel_makes_of_them(nice in 0u8..39) {
+            let of = |nice| f64::from(guest_weight(urgency(abi::PVSCHED_CLASS_NORMAL, 0, nice)));
+            let step = of(nice) / of(nice + 1);
+            prop_assert!((1.18..=1.30).contains(&step), "{}", step);
+            prop_assert_eq!(
+                guest_weight(urgency(abi::PVSCHED_CLASS_BATCH, 0, nice)),
+                guest_weight(urgency(abi::PVSCHED_CLASS_NORMAL, 0, nice))
+            );
+        }
+
+        #[test]
+        fn urgent_work_and_silence_leave_the_weight_as_it_is(prio: u8, nice: u8) {
+            for class in [abi::PVSCHED_CLASS_NONE, abi::PVSCHED_CLASS_RT, abi::PVSCHED_CLASS_DEADLINE, 7, 255] {
+                prop_assert_eq!(guest_weight(urgency(class, prio, nice)), PV_GUEST_WEIGHT_DFL);
+            }
+            for class in [abi::PVSCHED_CLASS_IDLE_CPU, abi::PVSCHED_CLASS_IDLE] {
+                prop_assert_eq!(guest_weight(urgency(class, prio, nice)), PV_GUEST_WEIGHT_IDLE);
+            }
+            prop_assert_eq!(
+                guest_weight(urgency(abi::PVSCHED_CLASS_NORMAL, prio, 20)), PV_GUEST_WEIGHT_DFL
+            );
+        }
+
+        /// In time of CPU, a vCPU of another weight is as far ahead or behind as it was.
+        #[test]
+        fn a_new_weight_takes_nothing_and_gives_nothing(
+            queue: u64, ran in 0u64..1 << 33, ahead: bool,
+            from in PV_GUEST_WEIGHT_IDLE..=PV_GUEST_WEIGHT_MAX,
+            to in PV_GUEST_WEIGHT_IDLE..=PV_GUEST_WEIGHT_MAX,
+        ) {
+            let used = charge(ran, weight(100, from));
+            let vtime = if ahead { queue.wrapping_add(used) } else { queue.wrapping_sub(used) };
+            let of = |vtime, guest| lead(vtime, queue, weight(100, guest));
+            let (was, is) = (of(vtime, from), of(reweigh(vtime, queue, from, to), to));
+            // Rounding loses less than a unit of vtime on the way there and one on the way back.
+            let unit = i64::from(from.max(to)) / 1024 + 2;
+            prop_assert!((was - is).abs() <= 2 * unit, "{} became {}", was, is);
+        }
+
+        #[test]
+        fn lead_undoes_charge(ran in 0u64..1 << 33, w in any_weight(), queue: u64) {
             let lead = lead(queue.wrapping_add(charge(ran, w)), queue, w);
             let ran = i64::try_from(ran).unwrap();
-            // The charge rounds down, by less than one unit of vtime: w / 100 ns.
-            prop_assert!(lead <= ran && ran - lead <= i64::try_from(w).unwrap() / 100 + 1);
+            // The charge rounds down, by less than one unit of vtime.
+            let unit = i64::try_from(w / u64::from(PV_WEIGHT_DFL)).unwrap();
+            prop_assert!(lead <= ran && ran - lead <= unit + 1);
         }
 
         #[test]
@@ -180,7 +242,7 @@ mod tests {
         /// One CPU shared by any weights, where the task furthest behind always runs: nobody's
         /// use is further from its share than two turns.
         #[test]
-        fn shares_converge_to_the_weights(weights in prop::collection::vec(10u64..1000, 2..6)) {
+        fn shares_converge_to_the_weights(weights in prop::collection::vec(10u64 * 1024..1000 * 1024, 2..6)) {
             let turn = 4 * MS;
             let mut vtime = vec![0u64; weights.len()];
             let mut ran = vec![0u64; weights.len()];

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Which timer of a CPU is the next one for an urgent task. Plain arithmetic:
- * also compiled natively, for tests.
+ * Which timer of a CPU is the next one for an urgent task, or for any task that
+ * is not SCHED_IDLE. Plain arithmetic: also compiled natively, for tests.
  *
  * A timer is as urgent as the task that arms it: the one that goes to sleep on
  * it, or that sets a timer whose signal or descriptor it waits for. One that
  * re-arms itself in its interrupt stays as urgent as it was. Of each CPU's
- * urgent timers a few are remembered; should there be more, the host learns of
- * the others when the guest gets to them.
+ * timers a few are remembered, urgent ones first; should there be more, the
+ * host learns of the others when the guest gets to them.
  */
 #ifndef PVSCHED_TIMERS_H
 #define PVSCHED_TIMERS_H
@@ -63,6 +63,21 @@ static inline struct pvsched_timer *pvsched_timer_find(struct pvsched_timers *ti
 	return 0;
 }
 
+/* Whether the timer of a task can matter to a host at all. */
+static inline _Bool pvsched_timer_counts(__u64 urgency)
+{
+	return urgency >> PVSCHED_URGENCY_CLASS_SHIFT > PVSCHED_CLASS_IDLE;
+}
+
+/* Whether a timer comes before another as one to know of. */
+static inline _Bool pvsched_timer_before(__s64 expires, __u64 urgency, __s64 other_expires,
+					 __u64 other_urgency)
+{
+	if (pvsched_urgent(urgency) != pvsched_urgent(other_urgency))
+		return pvsched_urgent(urgency);
+	return expires < other_expires;
+}
+
 /* Remembers a timer, if there is room or it comes before one that is there. */
 static inline void pvsched_timer_keep(struct pvsched_timers *timers, __u64 timer, __s64 expires,
 				      __u64 urgency)
@@ -72,9 +87,11 @@ static inline void pvsched_timer_keep(struct pvsched_timers *timers, __u64 timer
 	struct pvsched_timer *other = &timers->slots[(first ^ 1) & (PVSCHED_TIMER_SLOTS - 1)];
 
 	if (pvsched_timer_armed(slot) &&
-	    (!pvsched_timer_armed(other) || other->expires > slot->expires))
+	    (!pvsched_timer_armed(other) ||
+	     pvsched_timer_before(slot->expires, slot->urgency, other->expires, other->urgency)))
 		slot = other;
-	if (pvsched_timer_armed(slot) && slot->expires <= expires)
+	if (pvsched_timer_armed(slot) &&
+	    !pvsched_timer_before(expires, urgency, slot->expires, slot->urgency))
 		return;
 	slot->timer = timer;
 	slot->expires = expires;
@@ -96,9 +113,9 @@ static inline void pvsched_timer_started(struct pvsched_timers *timers, __u64 ti
 		if (!by_task)
 			return;
 		slot->urgency = urgency;
-		if (!pvsched_urgent(urgency))
+		if (!pvsched_timer_counts(urgency))
 			slot->timer = 0;
-	} else if (by_task && pvsched_urgent(urgency)) {
+	} else if (by_task && pvsched_timer_counts(urgency)) {
 		pvsched_timer_keep(timers, timer, expires, urgency);
 	}
 }
@@ -130,7 +147,8 @@ static inline __u64 pvsched_timer_word(const struct pvsched_timers *timers)
 	for (i = 0; i < PVSCHED_TIMER_SLOTS; i++) {
 		const struct pvsched_timer *slot = &timers->slots[i];
 
-		if (!pvsched_timer_armed(slot) || slot->expires >= first)
+		if (!pvsched_timer_armed(slot) ||
+		    (urgency && !pvsched_timer_before(slot->expires, slot->urgency, first, urgency)))
 			continue;
 		if (slot->expires < programmed &&
 		    (__u64)programmed - (__u64)slot->expires > PVSCHED_TIMER_LOST_NS)
@@ -138,7 +156,7 @@ static inline __u64 pvsched_timer_word(const struct pvsched_timers *timers)
 		first = slot->expires;
 		urgency = slot->urgency;
 	}
-	if (!pvsched_urgent(urgency))
+	if (!urgency)
 		return PVSCHED_TIMER_KNOWN;
 	if (first > programmed)
 		delay = ((__u64)first - (__u64)programmed) / 1000;

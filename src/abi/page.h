@@ -79,9 +79,10 @@ enum pvsched_class {
  * the guest arms when it has taken that.
  *
  *   bits  0..31  microseconds from the next timer interrupt to the first one
- *                for an urgent task; 0 when the next one is for it
+ *                for an urgent task, or where there is none, for one that is
+ *                not SCHED_IDLE; 0 when the next interrupt is for it
  *   bits 32..47  class and real-time priority of that task: an urgency word
- *                without its nice byte; 0 when no timer is for an urgent task
+ *                without its nice byte; 0 when there is no such timer
  *   bit  48      the guest keeps this word; without it nothing is said
  *   others       zero
  */

@@ -23,6 +23,7 @@ use super::options::Options;
 use super::registry::{Maps, Vms};
 use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
 use crate::handoff::server::{Config, Server};
+use crate::policy;
 
 /// Longest time for which the main loop waits for a VMM before it looks at all else.
 const TURN: Duration = Duration::from_millis(200);
@@ -138,6 +139,8 @@ impl<'obj> Instance<'obj> {
         let defaults = intf::pv_vm {
             task_budget_ns: options.task_budget_us * 1000,
             irq_budget_ns: options.irq_budget_us * 1000,
+            weight_min: policy::PV_GUEST_WEIGHT_IDLE,
+            weight_max: policy::PV_GUEST_WEIGHT_DFL,
         };
         let vms = Vms::new(maps, defaults).context("cannot tell the budgets")?;
         let stats = StatsServer::new(stats::server_data()).launch()?;

@@ -81,6 +81,8 @@ pub struct Metrics {
     pub hints_idle: u64,
     #[stat(desc = "waiting vCPUs whose guest's urgent timer was about to expire")]
     pub hints_due: u64,
+    #[stat(desc = "waiting vCPUs of light guest work put ahead to see what a timer has woken")]
+    pub looks: u64,
     #[stat(desc = "hints for waiting vCPUs, posted to a CPU")]
     pub posted: u64,
     #[stat(desc = "posts lost because a CPU had too many")]
@@ -107,6 +109,8 @@ pub struct Metrics {
     pub throttled_irq: u64,
     #[stat(desc = "fair turns given although boosted vCPUs waited")]
     pub guarded: u64,
+    #[stat(desc = "times that a guest's work changed a vCPU's weight")]
+    pub reweighed: u64,
     #[stat(
         desc = "hint to vCPU thread running: count below 1, 2, 4, ... microseconds",
         _om_skip
@@ -150,6 +154,7 @@ impl Metrics {
         self.hints_repeated += cpu.hints_repeated;
         self.hints_idle += cpu.hints_idle;
         self.hints_due += cpu.hints_due;
+        self.looks += cpu.looks;
         self.posted += cpu.posted;
         self.dropped += cpu.dropped;
         self.moved += cpu.moved;
@@ -163,6 +168,7 @@ impl Metrics {
         self.throttled_task += cpu.throttled_task;
         self.throttled_irq += cpu.throttled_irq;
         self.guarded += cpu.guarded;
+        self.reweighed += cpu.reweighed;
         let [running, entered, taken, handled, task] = &cpu.stage;
         for (sum, part) in [
             (&mut self.hint_to_running, running),

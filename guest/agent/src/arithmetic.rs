@@ -221,7 +221,7 @@ proptest! {
                 _ => timers.start(stack(number), time, urgency(task), by_task),
             }
             if let Some((short, _)) = timers.first() {
-                prop_assert!(urgent(short << abi::PVSCHED_URGENCY_PRIO_SHIFT));
+                prop_assert!(class(short << abi::PVSCHED_URGENCY_PRIO_SHIFT) > abi::PVSCHED_CLASS_IDLE);
             }
         }
     }
@@ -250,6 +250,21 @@ proptest! {
         prop_assert_eq!(count, ((before >> abi::PVSCHED_RESPONSE_COUNT_SHIFT) + 1) & 0xffff);
         prop_assert_eq!(late == 0, woken < wanted.saturating_add(1000));
         prop_assert_eq!(total == 0, now < wanted.saturating_add(1000));
+    }
+
+    /// However many ordinary timers there are, and however soon.
+    #[test]
+    fn an_urgent_timer_is_told_whatever_ordinary_ones_there_are(
+        others in prop::collection::vec((1u64..1000, 0i64..2_000_000), 0..40), at in 0i64..2_000_000,
+    ) {
+        let mut timers = Timers::programmed(0);
+        let rt = urgency(realtime(1));
+        let (before, after) = others.split_at(others.len() / 2);
+        let normal = urgency(fair(POLICY_NORMAL, 0));
+        before.iter().for_each(|(number, time)| timers.start(stack(*number), *time, normal, true));
+        timers.start(stack(0), at, rt, true);
+        after.iter().for_each(|(number, time)| timers.start(stack(*number), *time, normal, true));
+        prop_assert_eq!(timers.first(), Some((short(rt), at.unsigned_abs() / 1000)));
     }
 
     #[test]
@@ -314,11 +329,23 @@ fn a_timer_that_rearms_itself_stays_urgent_and_no_interrupt_makes_one_urgent() {
 }
 
 #[test]
+fn without_urgent_timers_the_first_for_ordinary_work_is_told_and_none_for_idle_work() {
+    let mut timers = Timers::programmed(0);
+    let normal = urgency(fair(POLICY_NORMAL, 0));
+    timers.start(stack(1), 1_000_000, urgency(fair(5, 0)), true);
+    assert_eq!(timers.first(), None);
+    timers.start(stack(2), 3_000_000, normal, true);
+    timers.start(stack(3), 2_000_000, normal, true);
+    assert_eq!(timers.first(), Some((short(normal), 2000)));
+}
+
+#[test]
 fn the_next_owner_of_a_stack_does_not_inherit_its_urgency() {
     let mut timers = Timers::programmed(0);
     timers.start(stack(1), 1_000_000, urgency(realtime(80)), true);
-    timers.start(stack(1), 1_000_000, urgency(fair(POLICY_NORMAL, 0)), true);
-    assert_eq!(timers.first(), None);
+    let normal = urgency(fair(POLICY_NORMAL, 0));
+    timers.start(stack(1), 1_000_000, normal, true);
+    assert_eq!(timers.first(), Some((short(normal), 1000)));
 }
 
 #[test]

@@ -26,6 +26,17 @@ pub const BESIDE_GREEDY_GUEST_SHARE: f64 = 0.85;
 /// The times that two tasks of nice 0 and 5 get differ by 1024/335 = 3.06.
 pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 
+/// What a guest that has SCHED_IDLE work only may take from busy host tasks. Its weight is 3 to
+/// their 1024; the rest is for its interrupts, and for turns that end at ticks.
+pub const IDLE_GUEST_SHARE: f64 = 0.05;
+
+/// A half, of CPUs that two vCPUs and two host tasks of the same weight share.
+pub const HALF: (f64, f64) = (0.45, 0.55);
+
+/// From ordinary work that wakes up in a guest of SCHED_IDLE work to its running, half of the time:
+/// the vCPU is asked when it has waited 10 ms, and then has to take the CPU.
+pub const NORMAL_AGAIN: Duration = Duration::from_millis(20);
+
 /// From a scheduler's new socket to a VM that is attached again. The device tries every 0.5 s, the
 /// rest is for the handover itself and for tests that run on emulated CPUs.
 pub const REATTACH: Duration = Duration::from_secs(2);

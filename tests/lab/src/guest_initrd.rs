@@ -12,7 +12,7 @@ use crate::root::Root;
 use crate::{paths, process};
 
 /// Programs of the root that guests have beside busybox.
-const TOOLS: &[&str] = &["chrt", "cyclictest", "hackbench"];
+const TOOLS: &[&str] = &["chrt", "cyclictest", "hackbench", "nice"];
 
 /// Writes one initrd for each kernel into `folder`, with the project's guest programs that exist.
 pub fn write_all(

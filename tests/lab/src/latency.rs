@@ -23,7 +23,7 @@ const RESULT: &str = "/tmp/cyclictest.json";
 pub struct Cyclictest {
     /// The guest CPU it runs on.
     pub cpu: u32,
-    /// `SCHED_FIFO` priority.
+    /// `SCHED_FIFO` priority; 0 for an ordinary task.
     pub priority: u32,
     /// Time from one wake-up to the next.
     pub interval: Duration,
@@ -43,11 +43,14 @@ impl Default for Cyclictest {
 
 impl Cyclictest {
     fn command(&self) -> String {
+        let policy = match self.priority {
+            0 => "--policy=other".to_owned(),
+            priority => format!("-p {priority}"),
+        };
         format!(
-            "rm -f {RESULT}; cyclictest -q -m -p {} -i {} -a {} -t 1 -h {KEPT_US} -D {} \
+            "rm -f {RESULT}; cyclictest -q -m {policy} -i {} -a {} -t 1 -h {KEPT_US} -D {} \
              --histfile=/dev/null --json={RESULT} >/tmp/cyclictest.log 2>&1 || \
              {{ cat /tmp/cyclictest.log >&2; exit 1; }}; cat {RESULT}",
-            self.priority,
             self.interval.as_micros(),
             self.cpu,
             self.duration.as_secs().max(1)

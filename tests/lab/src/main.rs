@@ -66,6 +66,10 @@ enum Action {
         /// Only tests with this in their name; may be given several times
         #[arg(long, value_name = "FILTER")]
         only: Vec<String>,
+        /// How often a test is tried at most
+        #[arg(long, default_value_t = promises::TRIES, value_name = "N",
+              value_parser = clap::value_parser!(u32).range(1..=10))]
+        tries: u32,
         /// The tests' binary
         binary: PathBuf,
     },
@@ -187,7 +191,12 @@ fn act(action: Action) -> Result<u8> {
                 println!("{}", module.display());
             }
         }
-        Action::Promises { host, only, binary } => return test(host, &binary, &only),
+        Action::Promises {
+            host,
+            only,
+            tries,
+            binary,
+        } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
         Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
@@ -264,7 +273,7 @@ fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     Ok(status)
 }
 
-fn test(host: HostArgs, binary: &Path, only: &[String]) -> Result<u8> {
+fn test(host: HostArgs, binary: &Path, only: &[String], tries: u32) -> Result<u8> {
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     let names = promises::list(binary, only)?;
     sweep(&cache)?;
@@ -275,7 +284,7 @@ fn test(host: HostArgs, binary: &Path, only: &[String]) -> Result<u8> {
     let file = binary.file_name().context("the binary has no name")?;
     // The host VM has the target folder at /usr/local/bin.
     let inside = Path::new("/usr/local/bin/deps").join(file);
-    let counts = promises::run(&setup, &inside.display().to_string(), &names)?;
+    let counts = promises::run(&setup, &inside.display().to_string(), &names, tries)?;
     setup.keep_console()?;
     Ok(u8::from(counts.failed != 0))
 }

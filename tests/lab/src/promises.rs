@@ -18,8 +18,8 @@ use crate::process;
 /// The longest that one test may take; the longest of them boots ten guests in a row.
 const TEST_LIMIT: Duration = Duration::from_secs(600);
 
-/// How often a test is tried at most.
-const TRIES: u32 = 3;
+/// How often a test is tried at most, unless told otherwise.
+pub const TRIES: u32 = 3;
 
 /// How many lines of a failed test's output are shown.
 const SHOWN_LINES: usize = 60;
@@ -99,11 +99,11 @@ fn attempt(vm: &mut HostVm, setup: &Setup, binary: &str, name: &str) -> Result<T
 }
 
 /// Runs `names` of `binary`, a path that the host VM's PATH leads to, and prints each result in
-/// libtest's words.
+/// libtest's words. A test that fails is tried again, `tries` times in all.
 ///
 /// # Errors
 /// When the lab itself fails: no host VM boots.
-pub fn run(setup: &Setup, binary: &str, names: &[String]) -> Result<Counts> {
+pub fn run(setup: &Setup, binary: &str, names: &[String], tries: u32) -> Result<Counts> {
     let mut pending: VecDeque<(&String, u32)> = names.iter().map(|name| (name, 1)).collect();
     let mut counts = Counts::default();
     let mut vm: Option<HostVm> = None;
@@ -127,7 +127,7 @@ pub fn run(setup: &Setup, binary: &str, names: &[String]) -> Result<Counts> {
             Err(text) => {
                 counts.failed_tries += 1;
                 println!("test {name}: try {number}, {seconds} s: {}", indent(&text));
-                if number < TRIES {
+                if number < tries {
                     pending.push_back((name, number + 1));
                 } else {
                     counts.failed += 1;

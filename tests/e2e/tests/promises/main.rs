@@ -11,3 +11,4 @@ mod host;
 mod latency;
 mod leftovers;
 mod vm;
+mod weights;

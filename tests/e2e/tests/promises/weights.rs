@@ -1,0 +1,128 @@
+//! What a guest's ordinary work is worth to the guest, its vCPUs are worth to the host.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{ensure, Result};
+use pvsched_e2e::{host, margins, promise};
+use pvsched_lab::chain::{Chain, ChainOptions};
+use pvsched_lab::channel::Job;
+use pvsched_lab::guest::Guest;
+use pvsched_lab::hog::Hog;
+
+/// Until what was measured before is forgotten, and virtual times have settled.
+const SETTLE: Duration = Duration::from_secs(2);
+const DURATION: Duration = Duration::from_secs(8);
+
+/// A busy task on each of both guest CPUs, started by the given words.
+fn busy(guest: &Guest, by: &str) -> Result<Vec<Job>> {
+    (0..2)
+        .map(|cpu| {
+            guest.spawn(&format!(
+                "exec taskset -c {cpu} {by} sh -c 'while :; do :; done'"
+            ))
+        })
+        .collect()
+}
+
+/// CPU time of all vCPUs, of that of all vCPUs and busy host tasks.
+fn share(chain: &Chain, hogs: &Hog) -> Result<f64> {
+    let guest = &chain.vm.guest;
+    let threads = guest.vcpu_threads()?;
+    let vcpu_time = || -> Result<Duration> {
+        let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
+        times.sum()
+    };
+    let (vcpus_before, hogs_before) = (vcpu_time()?, hogs.progress());
+    thread::sleep(DURATION);
+    let work = hogs.progress().since(&hogs_before);
+    let vcpus = (vcpu_time()? - vcpus_before).as_secs_f64();
+    let host: f64 = work.threads.iter().map(|(_, cpu)| cpu.as_secs_f64()).sum();
+    Ok(vcpus / (vcpus + host))
+}
+
+/// The share of two busy vCPUs beside two busy host tasks, with the guest's tasks started by each
+/// of `by`.
+fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
+    let mut chain = Chain::start(ChainOptions::default())?;
+    let hogs = Hog::start(2)?;
+    let mut shares = [0.0; N];
+    for (by, result) in by.iter().zip(&mut shares) {
+        let tasks = busy(&chain.vm.guest, by)?;
+        thread::sleep(SETTLE);
+        *result = share(&chain, &hogs)?;
+        for task in tasks {
+            task.kill()?;
+        }
+        chain.scheduler()?.check()?;
+    }
+    println!("{by:?}: {shares:.3?} of what vCPUs and host tasks got together");
+    Ok(shares)
+}
+
+#[test]
+fn a_guest_of_idle_work_leaves_the_host_to_others_until_it_has_ordinary_work() -> Result<()> {
+    promise(|| {
+        let [idle, normal, again] = shares(["chrt -i 0", "chrt -o 0", "chrt -i 0"])?;
+        for share in [idle, again] {
+            ensure!(
+                share <= margins::IDLE_GUEST_SHARE,
+                "SCHED_IDLE work took {share:.3} (at most {:.3})",
+                margins::IDLE_GUEST_SHARE
+            );
+        }
+        let (least, most) = margins::HALF;
+        ensure!(
+            (least..=most).contains(&normal),
+            "ordinary work got {normal:.3}, not about a half ({least} to {most})"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn nice_values_in_a_guest_weigh_on_the_host_but_never_more_than_the_vcpu() -> Result<()> {
+    promise(|| {
+        let [nice, greedy] = shares(["nice -n 5", "nice -n -10"])?;
+        let (least, most) = margins::NICE_5_RATIO;
+        let ratio = (1.0 - nice) / nice;
+        ensure!(
+            (least..=most).contains(&ratio),
+            "host tasks got {ratio:.2} of what nice 5 in the guest did, not about 3"
+        );
+        let (least, most) = margins::HALF;
+        ensure!(
+            (least..=most).contains(&greedy),
+            "nice -10 in the guest got {greedy:.3}, not about a half ({least} to {most})"
+        );
+        Ok(())
+    })
+}
+
+/// What the guest said last is that it has SCHED_IDLE work. Only a timer tells that there is more.
+#[test]
+fn ordinary_work_that_wakes_up_in_a_guest_of_idle_work_does_not_wait_for_idle_turns() -> Result<()>
+{
+    promise(|| {
+        let mut chain = Chain::start(ChainOptions::default())?;
+        let _idle = busy(&chain.vm.guest, "chrt -i 0")?;
+        let _hogs = Hog::start(4)?;
+        thread::sleep(SETTLE);
+        let latencies = pvsched_lab::latency::Cyclictest {
+            priority: 0,
+            interval: Duration::from_millis(100),
+            duration: Duration::from_secs(10),
+            ..pvsched_lab::latency::Cyclictest::default()
+        }
+        .run(&chain.vm.guest)?;
+        chain.scheduler()?.check()?;
+        println!("p50 {} p90 {} us", latencies.p50(), latencies.p90());
+        ensure!(
+            Duration::from_micros(latencies.p50()) <= margins::NORMAL_AGAIN,
+            "half of the wake-ups took {} us and more (at most {:?})",
+            latencies.p50(),
+            margins::NORMAL_AGAIN
+        );
+        Ok(())
+    })
+}
