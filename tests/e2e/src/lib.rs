@@ -2,9 +2,11 @@
 //! as root inside the lab's host VM; `scripts/test --only NAME` runs those with NAME in theirs.
 //!
 //! - [`promise`]: runs a test, and looks at the kernel's log after it
+//! - [`guest_pages`]: a guest's pages, written from the outside
 //! - [`host`]: what the host's kernel shows: its scheduler, CPU times, files of a process
 //! - [`margins`]: how far a measured value may be from the ideal one, and why
 
+pub mod guest_pages;
 pub mod host;
 mod kernel_log;
 pub mod margins;

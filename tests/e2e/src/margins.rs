@@ -12,6 +12,12 @@ pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 /// where it does not yet.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
+/// The latency of a guest without device or driver, of the kernel's. What the project promises.
+pub const UNMODIFIED_LATENCY_OF_KERNELS: f64 = 0.5;
+
+/// CPU time of vCPUs that shall get what they get under the kernel's scheduler.
+pub const SAME_SHARE: (f64, f64) = (0.9, 1.1);
+
 /// What the host's tasks must keep of their rate under the kernel's own scheduler.
 pub const HOST_RATE: f64 = 0.90;
 
@@ -22,6 +28,10 @@ pub const GREEDY_GUEST_SHARE: f64 = 1.15;
 
 /// What each of the host's tasks beside it must get of their fair share.
 pub const BESIDE_GREEDY_GUEST_SHARE: f64 = 0.85;
+
+/// The longest that a host task may sleep beyond its time beside a guest that wants every boost:
+/// the budget by which a guest may be ahead, 100 ms, and half of that for the emulated machine.
+pub const OVERSLEPT_BESIDE_LIAR: Duration = Duration::from_millis(150);
 
 /// The times that two tasks of nice 0 and 5 get differ by 1024/335 = 3.06.
 pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);

@@ -3,76 +3,135 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
-use pvsched_e2e::{margins, median, promise};
-use pvsched_lab::chain::{Chain, ChainOptions};
+use pvsched_e2e::{host, margins, median, promise};
+use pvsched_lab::chain::{Chain, ChainOptions, VmOptions};
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::{Cyclictest, GuestLoad, Histogram};
+use serde_json::Value;
 
 const ROUNDS: usize = 3;
 
 /// Long enough for 700 wake-ups, of which the 70 slowest are above the p90.
 const DURATION: Duration = Duration::from_secs(7);
 
-/// What the scheduler replaces is measured in the same boot, in alternation with it: ratios of
-/// measurements minutes apart, or on different machines, say nothing.
+/// Medians over the rounds.
+struct Medians {
+    /// p90 in microseconds on an idle host, on a busy one under the kernel's scheduler, and under
+    /// ours.
+    floor: f64,
+    kernel: f64,
+    ours: f64,
+    /// Work of the host's tasks under ours, of that under the kernel's scheduler.
+    host_rate: f64,
+    /// CPU time of the vCPUs, in the same way.
+    vcpus: f64,
+}
+
+impl std::fmt::Display for Medians {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "p90 is {:.2} of the kernel's and {:.2} of an idle host's, host tasks keep {:.2}, \
+             vCPUs {:.2}",
+            self.ours / self.kernel,
+            self.ours / self.floor,
+            self.host_rate,
+            self.vcpus
+        )
+    }
+}
+
+/// What the scheduler replaces, and an idle host, are measured in the same boot and round: ratios
+/// of measurements minutes apart, or on different machines, say nothing.
+fn compare(vm: VmOptions, check: impl Fn(&Value) -> Result<()>) -> Result<Medians> {
+    let cooperates = vm.agent;
+    let mut chain = Chain::start(ChainOptions {
+        vm,
+        no_scheduler: true,
+        ..ChainOptions::default()
+    })?;
+    // The guest is busy itself, or its vCPU would sleep and look interactive to any scheduler.
+    let load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
+    let mut cells = [const { (Vec::new(), Vec::new(), Vec::new()) }; 3];
+    for _ in 0..ROUNDS {
+        let idle = Hog::start(0)?;
+        measure_into(&mut cells[0], &chain, &idle)?;
+        let hogs = Hog::start(4)?;
+        measure_into(&mut cells[1], &chain, &hogs)?;
+        if cooperates {
+            chain.start_scheduler::<&str>(&[])?;
+        } else {
+            chain.start_scheduler_alone::<&str>(&[])?;
+        }
+        measure_into(&mut cells[2], &chain, &hogs)?;
+        check(&chain.scheduler()?.stats()?)?;
+        chain.scheduler()?.check()?;
+        chain.stop_scheduler()?;
+    }
+    drop(load);
+    let [floor, kernel, ours] = cells;
+    println!(
+        "p90 in microseconds: idle host {:.0?}, kernel's scheduler {:.0?}, scx_pvsched {:.0?}; \
+         host tasks' work per second: {:.1?}, {:.1?}; vCPUs' CPUs: {:.2?}, {:.2?}",
+        floor.0, kernel.0, ours.0, kernel.1, ours.1, kernel.2, ours.2
+    );
+    let medians = Medians {
+        floor: median(&floor.0)?,
+        kernel: median(&kernel.0)?,
+        ours: median(&ours.0)?,
+        host_rate: median(&ours.1)? / median(&kernel.1)?,
+        vcpus: median(&ours.2)? / median(&kernel.2)?,
+    };
+    println!("{medians}");
+    Ok(medians)
+}
+
 #[test]
 fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     promise(|| {
-        let mut chain = Chain::start(ChainOptions {
-            no_scheduler: true,
-            ..ChainOptions::default()
-        })?;
-        // The guest is busy itself, or its vCPU would sleep and look interactive to any scheduler.
-        let load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
-        let mut floor = vec![p90(&measure(&chain)?)];
-        let mut kernels = (Vec::new(), Vec::new());
-        let mut ours = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            let hogs = Hog::start(4)?;
-            let (latencies, rate) = measure_with(&chain, &hogs)?;
-            kernels.0.push(p90(&latencies));
-            kernels.1.push(rate);
-            chain.start_scheduler::<&str>(&[])?;
-            let (latencies, rate) = measure_with(&chain, &hogs)?;
-            // Of 700. cyclictest skips the periods that it oversleeps, so that the worst
-            // scheduler would show the fewest long latencies.
-            ensure!(
-                latencies.samples() >= 350,
-                "only {} wake-ups within {DURATION:?}",
-                latencies.samples()
-            );
-            let stats = chain.scheduler()?.stats()?;
+        let medians = compare(VmOptions::default(), |stats| {
             ensure!(
                 stats["hints_due"].as_u64() > Some(0),
                 "never ahead of a guest's timer: {stats}"
             );
-            chain.scheduler()?.check()?;
-            chain.stop_scheduler()?;
-            ours.0.push(p90(&latencies));
-            ours.1.push(rate);
-        }
-        floor.push(p90(&measure(&chain)?));
-        drop(load);
-
-        let measured = format!(
-            "p90 in microseconds: kernel's scheduler {:.0?}, scx_pvsched {:.0?}, idle host {floor:.0?}; \
-             work of the host's tasks per second: {:.1?}, {:.1?}",
-            kernels.0, ours.0, kernels.1, ours.1
-        );
-        println!("{measured}");
-        let latency = median(&ours.0)?;
-        let of_kernels = latency / median(&kernels.0)?;
-        let of_floor = latency / median(&floor)?;
-        let rate = median(&ours.1)? / median(&kernels.1)?;
+            Ok(())
+        })?;
         ensure!(
-            of_kernels <= margins::LATENCY_OF_KERNELS
-                && of_floor <= margins::LATENCY_OF_FLOOR
-                && rate >= margins::HOST_RATE,
-            "p90 is {of_kernels:.2} of the kernel's (at most {:.2}) and {of_floor:.2} of an idle \
-             host's (at most {:.2}), host tasks keep {rate:.2} (at least {:.2}); {measured}",
+            medians.ours <= medians.kernel * margins::LATENCY_OF_KERNELS
+                && medians.ours <= medians.floor * margins::LATENCY_OF_FLOOR
+                && medians.host_rate >= margins::HOST_RATE,
+            "{medians}; at most {:.2}, at most {:.2}, at least {:.2}",
             margins::LATENCY_OF_KERNELS,
             margins::LATENCY_OF_FLOOR,
             margins::HOST_RATE
+        );
+        Ok(())
+    })
+}
+
+/// It has no device that would speak for it: its interrupts are all that the host can see.
+#[test]
+fn an_unmodified_guests_realtime_task_wakes_up_faster_than_under_the_kernels_scheduler(
+) -> Result<()> {
+    promise(|| {
+        let vm = VmOptions {
+            driver: false,
+            agent: false,
+            ..VmOptions::default()
+        };
+        let medians = compare(vm, |stats| {
+            ensure!(
+                stats["boosts_irq"].as_u64() > Some(0) && stats["nr_vcpus"] == 0,
+                "its interrupts were never worth a boost, or it is not unmodified: {stats}"
+            );
+            Ok(())
+        })?;
+        let (least, most) = margins::SAME_SHARE;
+        ensure!(
+            medians.ours <= medians.kernel * margins::UNMODIFIED_LATENCY_OF_KERNELS
+                && (least..=most).contains(&medians.vcpus),
+            "{medians}; at most {:.2} of the kernel's, vCPUs {least} to {most}",
+            margins::UNMODIFIED_LATENCY_OF_KERNELS,
         );
         Ok(())
     })
@@ -86,11 +145,32 @@ fn measure(chain: &Chain) -> Result<Histogram> {
     cyclictest.run(&chain.vm.guest)
 }
 
-/// Latencies, and the rate of the host's tasks meanwhile.
-fn measure_with(chain: &Chain, hogs: &Hog) -> Result<(Histogram, f64)> {
-    let before = hogs.progress();
-    let latencies = measure(chain)?;
-    Ok((latencies, hogs.progress().since(&before).rate()))
+/// Adds p90, the rate of the host's tasks, and CPU time of the vCPUs per second.
+fn measure_into(
+    (latencies, rates, vcpus): &mut (Vec<f64>, Vec<f64>, Vec<f64>),
+    chain: &Chain,
+    hogs: &Hog,
+) -> Result<()> {
+    let guest = &chain.vm.guest;
+    let threads = guest.vcpu_threads()?;
+    let vcpu_time = || -> Result<Duration> {
+        let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
+        times.sum()
+    };
+    let (before, vcpus_before) = (hogs.progress(), vcpu_time()?);
+    let measured = measure(chain)?;
+    let work = hogs.progress().since(&before);
+    // Of 700. cyclictest skips the periods that it oversleeps, so that the worst scheduler would
+    // show the fewest long latencies.
+    ensure!(
+        measured.samples() >= 350,
+        "only {} wake-ups within {DURATION:?}",
+        measured.samples()
+    );
+    latencies.push(p90(&measured));
+    rates.push(work.rate());
+    vcpus.push((vcpu_time()? - vcpus_before).as_secs_f64() / work.elapsed.as_secs_f64());
+    Ok(())
 }
 
 /// In microseconds.

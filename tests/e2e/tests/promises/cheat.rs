@@ -1,0 +1,161 @@
+//! A guest that lies in its pages gains nothing by it, and delays nobody.
+
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Result};
+use pvsched_e2e::guest_pages::GuestPages;
+use pvsched_e2e::{host, margins, promise};
+use pvsched_lab::chain::{Chain, ChainOptions};
+use pvsched_lab::hog::Hog;
+use pvsched_lab::latency::GuestLoad;
+use scx_pvsched::abi;
+
+const SETTLE: Duration = Duration::from_secs(2);
+const DURATION: Duration = Duration::from_secs(10);
+const HOGS: usize = 4;
+
+const CURRENT: usize = offset_of!(abi::pvsched_page, current_task);
+const PENDING: usize = offset_of!(abi::pvsched_page, pending_task);
+const CONTEXT: usize = offset_of!(abi::pvsched_page, context);
+const ACK: usize = offset_of!(abi::pvsched_page, ack);
+const TIMER: usize = offset_of!(abi::pvsched_page, timer);
+const RESPONSE: usize = offset_of!(abi::pvsched_page, response);
+const TICKET: usize = offset_of!(abi::pvsched_page, ticket);
+const STATE: usize = offset_of!(abi::pvsched_page, guest_state);
+
+const FIFO_99: u64 = (abi::PVSCHED_CLASS_RT as u64) << abi::PVSCHED_URGENCY_CLASS_SHIFT
+    | 99 << abi::PVSCHED_URGENCY_PRIO_SHIFT
+    | abi::PVSCHED_NICE_OFFSET as u64;
+const NORMAL: u64 = (abi::PVSCHED_CLASS_NORMAL as u64) << abi::PVSCHED_URGENCY_CLASS_SHIFT
+    | abi::PVSCHED_NICE_OFFSET as u64;
+
+/// A generator of words without a pattern (Marsaglia, Xorshift RNGs, 2003).
+struct Words(u64);
+
+impl Words {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// What the guest has in its pages, again and again.
+type Lie = fn(&GuestPages, &mut Words) -> Result<()>;
+
+const LIES: [(&str, Lie); 6] = [
+    ("always FIFO 99", |pages, _| pages.write(CURRENT, FIFO_99)),
+    ("always in an interrupt", |pages, _| {
+        pages.write(CONTEXT, 0x0101)
+    }),
+    ("takes no interrupt", |pages, _| pages.write(ACK, 0)),
+    ("takes every interrupt", |pages, _| {
+        pages.write(ACK, pages.read(0, TICKET)?)
+    }),
+    ("always about to have an urgent timer", |pages, _| {
+        let timer = abi::PVSCHED_TIMER_KNOWN
+            | FIFO_99 >> abi::PVSCHED_URGENCY_PRIO_SHIFT << abi::PVSCHED_TIMER_URGENCY_SHIFT;
+        pages.write(TIMER, timer)
+    }),
+    ("any words", |pages, words| {
+        [CURRENT, PENDING, CONTEXT, ACK, TIMER, RESPONSE]
+            .into_iter()
+            .try_for_each(|word| pages.write(word, words.next()))
+    }),
+];
+
+/// Of the CPU time that all got: each vCPU's part of its fair share, and that of the host task that
+/// got the least; and the longest that a host task slept beyond its time.
+struct Cost {
+    vcpus: f64,
+    least: f64,
+    overslept: Duration,
+}
+
+fn measure(chain: &Chain, hogs: &Hog) -> Result<Cost> {
+    let guest = &chain.vm.guest;
+    let threads = guest.vcpu_threads()?;
+    let vcpu_time = || -> Result<Duration> {
+        let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
+        times.sum()
+    };
+    let (vcpus_before, hogs_before) = (vcpu_time()?, hogs.progress());
+    let (start, mut overslept) = (Instant::now(), Duration::ZERO);
+    while start.elapsed() < DURATION {
+        let (period, before) = (Duration::from_millis(5), Instant::now());
+        thread::sleep(period);
+        overslept = overslept.max(before.elapsed().saturating_sub(period));
+    }
+    let work = hogs.progress().since(&hogs_before);
+    let vcpus = (vcpu_time()? - vcpus_before).as_secs_f64();
+    let host: Vec<_> = work
+        .threads
+        .iter()
+        .map(|(_, cpu)| cpu.as_secs_f64())
+        .collect();
+    let count = u32::try_from(threads.len() + host.len())?;
+    let fair = (vcpus + host.iter().sum::<f64>()) / f64::from(count);
+    Ok(Cost {
+        vcpus: vcpus / f64::from(u32::try_from(threads.len())?) / fair,
+        least: host.iter().copied().fold(f64::INFINITY, f64::min) / fair,
+        overslept,
+    })
+}
+
+#[test]
+fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
+    promise(|| {
+        let mut chain = Chain::start(ChainOptions::default())?;
+        let _load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
+        // The pages stay with the host, and nobody else writes to them.
+        chain.vm.stop_agent()?;
+        let pages = GuestPages::find(chain.vm.guest.pid())?;
+        ensure!(pages.count() == 2, "{} pages of 2 vCPUs", pages.count());
+        let hogs = Hog::start(HOGS)?;
+        let mut told = String::new();
+        for (name, lie) in LIES {
+            for word in [PENDING, CONTEXT, ACK, TIMER] {
+                pages.write(word, 0)?;
+            }
+            pages.write(CURRENT, NORMAL)?;
+            pages.write(STATE, abi::PVSCHED_GUEST_PUBLISHING.into())?;
+            let stop = AtomicBool::new(false);
+            let cost = thread::scope(|scope| {
+                let liar = scope.spawn(|| {
+                    let mut words = Words(0x9e37_79b9_7f4a_7c15);
+                    while !stop.load(Ordering::Relaxed) {
+                        lie(&pages, &mut words)?;
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                    Ok::<_, anyhow::Error>(())
+                });
+                thread::sleep(SETTLE);
+                let cost = measure(&chain, &hogs);
+                stop.store(true, Ordering::Relaxed);
+                liar.join().expect("the liar does not panic")?;
+                cost
+            })?;
+            chain.scheduler()?.check()?;
+            told += &format!(
+                "{name}: each vCPU {:.3} of its share, the least of the host's tasks {:.3}, one \
+                 overslept {:.1?}\n",
+                cost.vcpus, cost.least, cost.overslept
+            );
+            ensure!(
+                cost.vcpus <= margins::GREEDY_GUEST_SHARE
+                    && cost.least >= margins::BESIDE_GREEDY_GUEST_SHARE
+                    && cost.overslept <= margins::OVERSLEPT_BESIDE_LIAR,
+                "{told}at most {:.2}, at least {:.2}, at most {:?}",
+                margins::GREEDY_GUEST_SHARE,
+                margins::BESIDE_GREEDY_GUEST_SHARE,
+                margins::OVERSLEPT_BESIDE_LIAR
+            );
+        }
+        print!("{told}");
+        Ok(())
+    })
+}
