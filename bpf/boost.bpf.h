@@ -51,6 +51,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->response = READ_ONCE(page->response);
 		t->hint_at = 0;
 		t->due_until = 0;
+		t->given_until = 0;
 		t->vm = v->vm;
 		t->attachment = v->attachment;
 	}
@@ -191,9 +192,10 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	}
 	/*
 	 * In the middle of an interrupt it may hold a lock for which another
-	 * vCPU spins, the urgent one that displaces it perhaps.
+	 * vCPU spins, the urgent one that displaces it perhaps. Or one does
+	 * spin, and has said so.
 	 */
-	if (critical && !boost) {
+	if (!boost && (critical || now < READ_ONCE(t->given_until))) {
 		boost = PV_BOOST_IRQ;
 		rank = PV_RANK_IRQ;
 	}

@@ -52,13 +52,6 @@ struct kvm_lapic___pv {
 /* However slow the machine, a vCPU is not put ahead of its timer by more. */
 #define EARLY_MAX_NS	PV_NSEC_PER_MSEC
 
-static inline u32 llc_here(struct pv_cpu *c)
-{
-	u32 llc = c->llc;
-
-	return llc < PV_MAX_LLCS ? llc : 0;
-}
-
 /* Interrupts of the vCPU that its guest has not yet taken. */
 static inline bool has_untaken(struct pv_task *t, struct pvsched_page *page)
 {
@@ -81,42 +74,6 @@ static inline u64 new_ticket(struct pv_task *t, struct pvsched_page *page)
 	return ticket;
 }
 
-/*
- * Something worth @rank waits for @p. If that waits in a fair queue itself, a
- * CPU is told to move it ahead.
- */
-static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, u64 now)
-{
-	s32 here = bpf_get_smp_processor_id(), target;
-	struct pv_cpu *c;
-	struct pv_llc *l;
-	s64 lead;
-
-	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
-	if (READ_ONCE(t->state) != PV_STATE_FAIR)
-		return;
-	/* One post is enough until a CPU has looked at it. */
-	if (__sync_lock_test_and_set(&t->posted, 1))
-		return;
-
-	c = cpu_of(scx_bpf_task_cpu(p));
-	l = c ? llc_of(llc_here(c)) : NULL;
-	lead = l ? task_lead(p, t, l) : 0;
-	if (!l || !is_worth_a_boost(t, rank, lead) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
-		WRITE_ONCE(t->posted, 0);
-		return;
-	}
-	target = cpu_to_take(p, here, rank, now);
-	c = cpu_of(target);
-	if (!c) {
-		WRITE_ONCE(t->posted, 0);
-		return;
-	}
-	post(c, BPF_CORE_READ(p, pid));
-	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
-	COUNT(preempted);
-}
-
 /* An interrupt worth @rank waits for @p, with the number @ticket. */
 static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
 			u64 ticket, u32 rank)
@@ -130,7 +87,7 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 	WRITE_ONCE(t->due_until, 0);
 	/* A full barrier, before the state is read: see enqueue(). */
 	__sync_val_compare_and_swap(&t->hint_at, 0, now);
-	call_ahead(p, t, rank, now);
+	call_ahead(p, t, rank, false, now);
 }
 
 /* A timer of the host's for a vCPU that still waits: see arm_due(). */
@@ -163,7 +120,7 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 		WRITE_ONCE(t->due_rank, due->rank);
 		WRITE_ONCE(t->due_until, now + due->early + irq_boost_ns);
 		__sync_val_compare_and_swap(&t->hint_at, 0, now);
-		call_ahead(p, t, due->rank, now);
+		call_ahead(p, t, due->rank, false, now);
 	}
 release:
 	bpf_task_release(p);

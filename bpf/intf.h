@@ -70,6 +70,7 @@ struct pv_stats {
 	u64 throttled_irq;
 	u64 guarded;
 	u64 reweighed;
+	u64 yields_to;
 	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
 };
 
@@ -97,6 +98,7 @@ struct pv_task {
 	u64 hint_at;		/* ns of the oldest such hint not yet taken, 0 none */
 	u64 response;		/* pvsched_page.response as last counted */
 	u64 due_until;		/* ns; a guest timer is about to expire: boosted until then */
+	u64 given_until;	/* ns; a vCPU that spins gave its turn for it: boosted until then */
 	u64 turns;		/* how often it was given a CPU */
 	u32 due_rank;		/* what that timer is worth */
 	u32 hint_rank;		/* what the hint is worth */

@@ -419,6 +419,32 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 		scx_bpf_task_set_slice(p, 0);
 }
 
+/*
+ * sched_yield(), and KVM's directed yield: a vCPU spins, or waits for an answer
+ * of one that does not run, and gives its turn for it. So it is put ahead
+ * whatever its share, for a moment, within the budgets.
+ */
+bool BPF_STRUCT_OPS(pvsched_yield, struct task_struct *from, struct task_struct *to)
+{
+	struct pv_cpu *c = cpu_of(scx_bpf_task_cpu(from));
+	u64 now = scx_bpf_now();
+	struct pv_task *t;
+
+	/* It does not go on, however far behind the others it is. */
+	if (c)
+		WRITE_ONCE(c->give_way, 1);
+	scx_bpf_task_set_slice(from, 0);
+	if (!to)
+		return false;
+	t = task_of(to);
+	if (!t || !t->is_vcpu || READ_ONCE(t->state) != PV_STATE_FAIR)
+		return false;
+	WRITE_ONCE(t->given_until, now + irq_boost_ns);
+	COUNT(yields_to);
+	call_ahead(to, t, PV_RANK_IRQ, true, now);
+	return true;
+}
+
 void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
@@ -486,6 +512,7 @@ SCX_OPS_DEFINE(pvsched_ops,
 	       .dispatch	= (void *)pvsched_dispatch,
 	       .running		= (void *)pvsched_running,
 	       .tick		= (void *)pvsched_tick,
+	       .yield		= (void *)pvsched_yield,
 	       .stopping	= (void *)pvsched_stopping,
 	       .enable		= (void *)pvsched_enable,
 	       .init_task	= (void *)pvsched_init_task,

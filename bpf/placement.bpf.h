@@ -76,6 +76,50 @@ static inline s32 cpu_to_take(struct task_struct *p, s32 here, u32 rank, u64 now
 	return critical >= 0 ? critical : last;
 }
 
+static inline u32 llc_here(struct pv_cpu *c)
+{
+	u32 llc = c->llc;
+
+	return llc < PV_MAX_LLCS ? llc : 0;
+}
+
+/*
+ * Something worth @rank waits for @p. If that waits in a fair queue itself, a
+ * CPU is told to move it ahead. @given: another vCPU gives its turn for it.
+ */
+static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, bool given,
+			      u64 now)
+{
+	s32 here = bpf_get_smp_processor_id(), target;
+	struct pv_cpu *c;
+	struct pv_llc *l;
+	s64 lead;
+
+	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
+	if (READ_ONCE(t->state) != PV_STATE_FAIR)
+		return;
+	/* One post is enough until a CPU has looked at it. */
+	if (__sync_lock_test_and_set(&t->posted, 1))
+		return;
+
+	c = cpu_of(scx_bpf_task_cpu(p));
+	l = c ? llc_of(llc_here(c)) : NULL;
+	lead = l ? task_lead(p, t, l) : 0;
+	if (!l || (!given && !is_worth_a_boost(t, rank, lead)) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
+		WRITE_ONCE(t->posted, 0);
+		return;
+	}
+	target = cpu_to_take(p, here, rank, now);
+	c = cpu_of(target);
+	if (!c) {
+		WRITE_ONCE(t->posted, 0);
+		return;
+	}
+	post(c, BPF_CORE_READ(p, pid));
+	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
+	COUNT(preempted);
+}
+
 /* Wakes an idle CPU that may run @p, so that no queued task meets an idle CPU. */
 static inline bool kick_idle(struct task_struct *p)
 {

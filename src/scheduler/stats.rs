@@ -109,6 +109,8 @@ pub struct Metrics {
     pub throttled_irq: u64,
     #[stat(desc = "fair turns given although boosted vCPUs waited")]
     pub guarded: u64,
+    #[stat(desc = "vCPUs put ahead because another one spins for them (KVM's directed yield)")]
+    pub yields_to: u64,
     #[stat(desc = "times that a guest's work changed a vCPU's weight")]
     pub reweighed: u64,
     #[stat(
@@ -169,6 +171,7 @@ impl Metrics {
         self.throttled_irq += cpu.throttled_irq;
         self.guarded += cpu.guarded;
         self.reweighed += cpu.reweighed;
+        self.yields_to += cpu.yields_to;
         let [running, entered, taken, handled, task] = &cpu.stage;
         for (sum, part) in [
             (&mut self.hint_to_running, running),
