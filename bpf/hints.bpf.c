@@ -211,6 +211,7 @@ int BPF_PROG(on_sched_out)
 	struct pvsched_page *page;
 	struct pv_task *t;
 	u64 word, next;
+	u32 rank;
 
 	t = task_of(p);
 	if (!t || READ_ONCE(t->state) != PV_STATE_FAIR)
@@ -219,7 +220,8 @@ int BPF_PROG(on_sched_out)
 	if (!page)
 		return 0;
 	word = READ_ONCE(page->timer);
-	if (!(word & PVSCHED_TIMER_KNOWN) || !pv_timer_rank(word))
+	rank = capped(t, pv_timer_rank(word));
+	if (!(word & PVSCHED_TIMER_KNOWN) || !rank)
 		return 0;
 	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
 	apic = BPF_CORE_READ(vcpu, arch.apic);
@@ -227,7 +229,7 @@ int BPF_PROG(on_sched_out)
 	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
 		return 0;
 	next = BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
-	arm_due(p, t, pv_timer_rank(word), next + pv_timer_delay(word));
+	arm_due(p, t, rank, next + pv_timer_delay(word));
 	return 0;
 }
 
@@ -270,6 +272,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	ticket = new_ticket(t, page);
 	if (timer & PVSCHED_TIMER_KNOWN) {
 		rank = pv_timer_delay(timer) <= SOON_NS ? pv_timer_rank(timer) : PV_RANK_NONE;
+		rank = capped(t, rank);
 		/* It may have been another interrupt. */
 		if (own && !rank)
 			rank = PV_RANK_IRQ;
