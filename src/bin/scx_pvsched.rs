@@ -101,8 +101,8 @@ fn run(options: &Options) -> Result<()> {
     loop {
         Host::this()?.check()?;
         let mut object = MaybeUninit::uninit();
-        let exit = Instance::start(options, config.config(), &mut object)?
-            .run(&asked, &mut config)?;
+        let exit =
+            Instance::start(options, config.config(), &mut object)?.run(&asked, &mut config)?;
         // sched_ext asks for this when CPUs came or went, for example.
         if asked.stop.load(Ordering::Relaxed) || !exit.should_restart() {
             return Ok(());

@@ -15,9 +15,9 @@ use scx_utils::{
     scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology, UserExitInfo,
 };
 
-use super::config::{Config, ConfigFile};
 use super::bpf::main_skel::{MainSkel, MainSkelBuilder};
 use super::bpf::{intf, MapValue};
+use super::config::{Config, ConfigFile};
 use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
@@ -225,7 +225,7 @@ impl<'obj> Instance<'obj> {
 
     fn reload(&mut self, file: &mut ConfigFile) -> Result<()> {
         if let Err(error) = file.reload() {
-            error!("nothing changes: {error}");
+            error!("what VMs may have stays as it is: {error}");
             return Ok(());
         }
         let config = file.config();

@@ -288,7 +288,11 @@ impl Registry for Vms {
         let Some(known) = entry.vcpus.remove(&vcpu.apic_id) else {
             return;
         };
-        match self.maps.pages.delete(&known.pidfd.as_raw_fd().to_ne_bytes()) {
+        match self
+            .maps
+            .pages
+            .delete(&known.pidfd.as_raw_fd().to_ne_bytes())
+        {
             // The kernel drops a thread's page with the thread.
             Ok(()) => {}
             Err(error) if is_gone(&error) => {}

@@ -61,7 +61,9 @@ impl Config {
     #[must_use]
     pub fn allowed(&self, name: &str, uid: u32) -> &Allowed {
         let is_for = |rule: &&Rule| {
-            rule.name.as_ref().is_none_or(|name_of| name_of.matches(name))
+            rule.name
+                .as_ref()
+                .is_none_or(|name_of| name_of.matches(name))
                 && rule.uid.is_none_or(|of| of == uid)
         };
         let rule = self.rules.iter().find(is_for);

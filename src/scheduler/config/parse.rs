@@ -63,7 +63,8 @@ struct Section {
     user: Option<Spanned<User>>,
     class: Option<Class>,
     rt_prio_max: Option<Spanned<i64>>,
-    nice: Option<Spanned<[i64; 2]>>,
+    // Not an array: that would take the first two of more.
+    nice: Option<Spanned<Vec<i64>>>,
     task_budget_us: Option<Spanned<i64>>,
     irq_budget_us: Option<Spanned<i64>>,
     groups: Option<Groups>,
@@ -225,14 +226,15 @@ fn budget(
     Ok(value.and_then(|us| us.try_into().ok()))
 }
 
-fn nice_range(nice: &Spanned<[i64; 2]>) -> Result<RangeInclusive<i8>, Problem> {
-    let value = |value: i64| {
-        let value = i8::try_from(value).ok();
-        value.filter(|value| NICE.contains(value))
-    };
-    let [lowest, highest] = *nice.get_ref();
-    match (value(lowest), value(highest)) {
-        (Some(lowest), Some(highest)) if lowest <= highest => Ok(lowest..=highest),
+fn nice_range(nice: &Spanned<Vec<i64>>) -> Result<RangeInclusive<i8>, Problem> {
+    let values: Vec<i8> = nice
+        .get_ref()
+        .iter()
+        .filter_map(|value| i8::try_from(*value).ok())
+        .filter(|value| NICE.contains(value))
+        .collect();
+    match (nice.get_ref().len(), values.as_slice()) {
+        (2, &[lowest, highest]) if lowest <= highest => Ok(lowest..=highest),
         _ => {
             let (least, most) = (NICE.start(), NICE.end());
             let what = format!(
@@ -269,10 +271,7 @@ fn pattern(name: &Spanned<String>) -> Result<Pattern, Problem> {
     })
 }
 
-fn number(
-    user: &Spanned<User>,
-    uid_of: impl Fn(&str) -> Option<u32>,
-) -> Result<u32, Problem> {
+fn number(user: &Spanned<User>, uid_of: impl Fn(&str) -> Option<u32>) -> Result<u32, Problem> {
     let (uid, what) = match user.get_ref() {
         User::Name(name) => (uid_of(name), format!("this host has no user {name:?}")),
         // The largest number means "no user"; chown(2).
@@ -300,7 +299,9 @@ mod tests {
 
     /// This host has one user.
     fn parse(text: &str) -> Result<Config, Wrong> {
-        config(text, &base(), |name| (name == "libvirt-qemu").then_some(64055))
+        config(text, &base(), |name| {
+            (name == "libvirt-qemu").then_some(64055)
+        })
     }
 
     /// Its error must name that line and contain those words.
@@ -368,7 +369,10 @@ mod tests {
         let latency = ProtocolName::LATENCY;
         assert!(one.allowed("x", 0).may_speak(&latency));
         assert!(!one.allowed("y", 0).may_speak(&latency));
-        assert!(parse("[default]\nprotocols = []").unwrap().protocols().is_empty());
+        assert!(parse("[default]\nprotocols = []")
+            .unwrap()
+            .protocols()
+            .is_empty());
     }
 
     #[test]
@@ -377,28 +381,72 @@ mod tests {
         refuses("[default]\n\nclas = 'rt'", 3, &["clas", "class"]);
         refuses("[defaults]", 1, &["defaults", "default"]);
         refuses("[vm]\nname = 'x'", 1, &["vm"]);
-        refuses("[default]\nclass = 'fifo'", 2, &["class", "fifo", "deadline"]);
+        refuses(
+            "[default]\nclass = 'fifo'",
+            2,
+            &["class", "fifo", "deadline"],
+        );
         refuses("[default]\nclass = 5", 2, &["class = 5"]);
-        refuses("[default]\nclass = 'rt'\nrt_prio_max = 100", 3, &["rt_prio_max", "1 to 99"]);
-        refuses("[default]\nclass = 'rt'\nrt_prio_max = 0", 3, &["rt_prio_max", "1 to 99"]);
-        refuses("[default]\nrt_prio_max = 'x'", 2, &["rt_prio_max", "string"]);
-        refuses("[default]\nrt_prio_max = 5", 2, &["rt_prio_max", "deadline"]);
+        refuses(
+            "[default]\nclass = 'rt'\nrt_prio_max = 100",
+            3,
+            &["rt_prio_max", "1 to 99"],
+        );
+        refuses(
+            "[default]\nclass = 'rt'\nrt_prio_max = 0",
+            3,
+            &["rt_prio_max", "1 to 99"],
+        );
+        refuses(
+            "[default]\nrt_prio_max = 'x'",
+            2,
+            &["rt_prio_max", "string"],
+        );
+        refuses(
+            "[default]\nrt_prio_max = 5",
+            2,
+            &["rt_prio_max", "deadline"],
+        );
         refuses("[default]\nnice = [5, 4]", 2, &["nice", "-20 to 19"]);
         refuses("[default]\nnice = [-21, 4]", 2, &["nice", "-20 to 19"]);
         refuses("[default]\nnice = [0, 20]", 2, &["nice", "-20 to 19"]);
         refuses("[default]\nnice = [0]", 2, &["nice"]);
         refuses("[default]\nnice = [0, 1, 2]", 2, &["nice"]);
         refuses("[default]\nnice = 5", 2, &["nice"]);
-        refuses("[default]\ntask_budget_us = 10000001", 2, &["task_budget_us", "10000000"]);
-        refuses("[default]\ntask_budget_us = -1", 2, &["task_budget_us", "0 to"]);
-        refuses("[default]\nirq_budget_us = 1000001", 2, &["irq_budget_us", "1000000"]);
-        refuses("[default]\nirq_budget_us = 99999999999999999999", 2, &["irq_budget_us"]);
+        refuses(
+            "[default]\ntask_budget_us = 10000001",
+            2,
+            &["task_budget_us", "10000000"],
+        );
+        refuses(
+            "[default]\ntask_budget_us = -1",
+            2,
+            &["task_budget_us", "0 to"],
+        );
+        refuses(
+            "[default]\nirq_budget_us = 1000001",
+            2,
+            &["irq_budget_us", "1000000"],
+        );
+        refuses(
+            "[default]\nirq_budget_us = 99999999999999999999",
+            2,
+            &["irq_budget_us"],
+        );
         refuses("[default]\ngroups = 'mine'", 2, &["groups", "mine", "own"]);
-        refuses("[default]\nprotocols = ['latency', 'bandwidth']", 2, &["bandwidth", "latency"]);
+        refuses(
+            "[default]\nprotocols = ['latency', 'bandwidth']",
+            2,
+            &["bandwidth", "latency"],
+        );
         refuses("[default]\nprotocols = 'latency'", 2, &["protocols"]);
         refuses("[default]\nname = 'x'", 2, &["name", "[[vm]]"]);
         refuses("[default]\nuser = 0", 2, &["user", "[[vm]]"]);
-        refuses("[[vm]]\nname = 'a'\n[[vm]]\nclass = 'rt'", 3, &["[[vm]]", "name", "user"]);
+        refuses(
+            "[[vm]]\nname = 'a'\n[[vm]]\nclass = 'rt'",
+            3,
+            &["[[vm]]", "name", "user"],
+        );
         refuses("[[vm]]\nname = ''", 2, &["name"]);
         refuses("[[vm]]\nname = 'a[b'", 2, &["name", "pattern"]);
         refuses("[[vm]]\nuser = 'nosuch'", 2, &["user", "nosuch"]);
@@ -430,8 +478,15 @@ mod tests {
         assert_eq!(config.default, base());
         assert!(!config.rules.is_empty());
         for key in [
-            "name", "user", "class", "rt_prio_max", "nice", "task_budget_us", "irq_budget_us",
-            "groups", "protocols",
+            "name",
+            "user",
+            "class",
+            "rt_prio_max",
+            "nice",
+            "task_budget_us",
+            "irq_budget_us",
+            "groups",
+            "protocols",
         ] {
             let sets = |line: &str| line.starts_with(&format!("{key} = "));
             assert!(uncommented.lines().any(sets), "{key} is not shown");
@@ -441,16 +496,33 @@ mod tests {
     /// Lines that are sections and settings more often than not.
     fn line() -> impl Strategy<Value = String> {
         let key = prop::sample::select(vec![
-            "name", "user", "class", "rt_prio_max", "nice", "task_budget_us", "irq_budget_us",
-            "groups", "protocols", "x",
+            "name",
+            "user",
+            "class",
+            "rt_prio_max",
+            "nice",
+            "task_budget_us",
+            "irq_budget_us",
+            "groups",
+            "protocols",
+            "x",
         ]);
         let value = prop_oneof![
             any::<i64>().prop_map(|value| value.to_string()),
             (-30i64..200).prop_map(|value| value.to_string()),
             (-25i64..25, -25i64..25).prop_map(|(low, high)| format!("[{low}, {high}]")),
             prop::sample::select(vec![
-                "'rt'", "'normal'", "'deadline'", "'own'", "'none'", "'latency'", "['latency']",
-                "'a*'", "[]", "true", "1.5",
+                "'rt'",
+                "'normal'",
+                "'deadline'",
+                "'own'",
+                "'none'",
+                "'latency'",
+                "['latency']",
+                "'a*'",
+                "[]",
+                "true",
+                "1.5",
             ])
             .prop_map(str::to_owned),
             "\"[ -~]{0,8}\"",

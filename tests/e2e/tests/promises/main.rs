@@ -3,6 +3,7 @@
 
 mod chain;
 mod command_line;
+mod config;
 mod death;
 mod driver;
 mod fairness;
