@@ -91,8 +91,10 @@ pub trait Registry {
     /// Is this thread a vCPU according to KVM?
     fn is_vcpu(&mut self, vcpu: &VcpuInfo) -> bool;
 
-    /// May this VM speak the protocol that it asks for?
-    fn allows(&mut self, vm: &VmInfo) -> bool;
+    /// May this VM speak the protocol that it asks for? Unless implemented, whatever is offered.
+    fn allows(&mut self, _vm: &VmInfo) -> bool {
+        true
+    }
 
     fn vm_added(&mut self, vm: VmId, info: &VmInfo) -> Result<(), RegistryError>;
 

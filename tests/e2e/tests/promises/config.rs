@@ -193,7 +193,7 @@ fn a_protocol_is_refused_by_name_and_not_to_others() -> Result<()> {
 #[test]
 fn a_guest_whose_protocol_is_refused_knows_and_is_taken_once_it_is_allowed() -> Result<()> {
     promise(|| {
-        let file = File::new("[default]\nprotocols = []\n")?;
+        let file = File::new("[[vm]]\nname = 'guest'\nprotocols = []\n")?;
         let mut scheduler = Scheduler::start(&file.options())?;
         let vm = Vm::start(&VmOptions::default())?;
         eventually("the guest is told", margins::COMMAND, || {
