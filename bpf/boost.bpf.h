@@ -75,6 +75,14 @@ static inline void count_response(struct pv_task *t, struct pvsched_page *page)
 	count_stage(PV_STAGE_TASK, 0, (response & PVSCHED_RESPONSE_US_MAX) * 1000);
 }
 
+/* A rank of what the guest runs, as far as its VM may have it. */
+static inline u32 capped(struct pv_task *t, u32 rank)
+{
+	struct pv_vm *vm = vm_of(t);
+
+	return vm ? pv_cap_rank(rank, READ_ONCE(vm->rank_max)) : rank;
+}
+
 /* The interrupt behind the pending hint was taken by the guest. */
 static inline void hint_taken(struct pv_task *t, u64 now)
 {
@@ -163,6 +171,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			rank = pending;
 			t->urgency = pending_task;
 		}
+		rank = capped(t, rank);
 		if (rank) {
 			boost = PV_BOOST_TASK;
 			if (t->hint_at && t->hint_rank == PV_RANK_IRQ)

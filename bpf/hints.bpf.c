@@ -202,7 +202,7 @@ int BPF_PROG(on_sched_out)
 	if (!page)
 		return 0;
 	word = READ_ONCE(page->timer);
-	rank = pv_timer_rank(word);
+	rank = capped(t, pv_timer_rank(word));
 	if (!c || !(word & PVSCHED_TIMER_KNOWN) || (!rank && !is_light(t)))
 		return 0;
 	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
@@ -263,6 +263,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	ticket = new_ticket(t, page);
 	if (timer & PVSCHED_TIMER_KNOWN) {
 		rank = pv_timer_delay(timer) <= SOON_NS ? pv_timer_rank(timer) : PV_RANK_NONE;
+		rank = capped(t, rank);
 		/* It may have been another interrupt. */
 		if (!rank && (own || (is_light(t) && pv_timer_delay(timer) <= SOON_NS &&
 				      pv_timer_class(timer) > t->guest_class)))

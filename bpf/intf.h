@@ -130,6 +130,13 @@ struct pv_task {
 	u64 ran_boosted;	/* ns of those */
 };
 
+/* Which of a VM's exclusion groups count; pv_vm.groups. */
+enum pv_groups {
+	PV_GROUPS_NONE	 = 0,
+	PV_GROUPS_OWN	 = 1,	/* between its own vCPUs */
+	PV_GROUPS_SHARED = 2,	/* between all VMs that may share groups */
+};
+
 /*
  * What a VM may have: one per VM, by number. Number 0 holds the defaults, which
  * are also for vCPUs that nobody handed over. The scheduler process writes them,
@@ -138,8 +145,10 @@ struct pv_task {
 struct pv_vm {
 	u64 task_budget_ns;	/* how far a boost may carry a vCPU ahead of its share */
 	u64 irq_budget_ns;	/* for how long interrupts alone may boost it */
-	u32 weight_min;		/* what the guest may make of its vCPUs' weights, */
-	u32 weight_max;		/* PV_GUEST_WEIGHT_DFL being that of their threads */
+	u32 rank_max;		/* highest rank that its tasks may have; see policy.h */
+	u32 weight_min;		/* what its tasks' nice values may make of a vCPU's */
+	u32 weight_max;		/* weight, in the kernel's units: 1024 leaves it alone */
+	u32 groups;		/* enum pv_groups */
 };
 
 /* One per CPU. */

@@ -74,6 +74,12 @@ static inline unsigned int pv_class(unsigned long long urgency)
 	return class <= PVSCHED_CLASS_DEADLINE ? class : PVSCHED_CLASS_NONE;
 }
 
+/* What a VM may have of a rank: above @max it counts as @max, which may be none at all. */
+static inline unsigned int pv_cap_rank(unsigned int rank, unsigned int max)
+{
+	return rank < max ? rank : max;
+}
+
 /* Rank of the task that a guest's next timer interrupts are for; the word is pvsched_page.timer. */
 static inline unsigned int pv_timer_rank(unsigned long long timer)
 {

@@ -36,6 +36,8 @@ macro_rules! pure {
 pure! {
     /// Rank of an urgency word; 0 when it is not urgent.
     rank = pv_rank(urgency: u64) -> u32;
+    /// What a VM that may have at most `max` has of a rank.
+    cap_rank = pv_cap_rank(rank: u32, max: u32) -> u32;
     /// Rank of the task that a guest's next timer interrupts are for; 0 when it is not urgent.
     timer_rank = pv_timer_rank(timer: u64) -> u32;
     /// From a guest's next timer interrupt to the first urgent one, in ns.
@@ -109,6 +111,16 @@ mod tests {
                 | task >> abi::PVSCHED_URGENCY_PRIO_SHIFT << abi::PVSCHED_TIMER_URGENCY_SHIFT;
             prop_assert_eq!(timer_rank(word), rank(task));
             prop_assert_eq!(timer_delay(word), u64::from(delay) * 1000);
+        }
+
+        #[test]
+        fn a_cap_lowers_what_is_above_it_and_nothing_else(word: u64, other: u64, max in 0..=PV_RANK_MAX) {
+            let (rank, other) = (rank(word), rank(other));
+            prop_assert_eq!(cap_rank(rank, max), rank.min(max));
+            prop_assert_eq!(cap_rank(rank, PV_RANK_MAX), rank);
+            prop_assert_eq!(cap_rank(rank, PV_RANK_NONE), PV_RANK_NONE);
+            // Who goes first among those with the same cap stays, but for ties at the cap.
+            prop_assert!(rank > other || cap_rank(rank, max) <= cap_rank(other, max));
         }
 
         #[test]

@@ -140,6 +140,10 @@ enum pvsched_handoff_error {
 	PVSCHED_HANDOFF_ERR_THREAD_IN_USE = 16, /* attached already */
 	PVSCHED_HANDOFF_ERR_PIN		 = 17, /* the kernel refused to pin the page */
 	PVSCHED_HANDOFF_ERR_INTERNAL	 = 18, /* the scheduler's own fault */
+	PVSCHED_HANDOFF_ERR_NOT_ALLOWED	 = 19, /* the protocol is offered, but the
+						* host's configuration does not
+						* allow it to this VM
+						*/
 };
 
 struct pvsched_handoff_error_reply {

@@ -11,10 +11,13 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use libbpf_rs::PrintLevel;
 use log::{debug, info, warn};
-use scx_pvsched::scheduler::instance::Instance;
+use scx_pvsched::scheduler::config::ConfigFile;
+use scx_pvsched::scheduler::instance::{Asked, Instance};
 use scx_pvsched::scheduler::options::Options;
 use scx_pvsched::scheduler::preflight::Host;
 use scx_pvsched::scheduler::{monitor, stats};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -49,6 +52,13 @@ fn log_libbpf(level: PrintLevel, text: String) {
     }
 }
 
+fn on_signals(signals: &[i32], asked: &Arc<AtomicBool>) -> Result<()> {
+    for signal in signals {
+        flag::register(*signal, Arc::clone(asked)).context("cannot handle signals")?;
+    }
+    Ok(())
+}
+
 fn run(options: &Options) -> Result<()> {
     if options.help_stats {
         stats::server_data().describe_meta(&mut std::io::stdout(), None)?;
@@ -79,21 +89,22 @@ fn run(options: &Options) -> Result<()> {
         },
     )));
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let on_signal = Arc::clone(&stop);
-    ctrlc::set_handler(move || on_signal.store(true, Ordering::Relaxed))
-        .context("cannot handle signals")?;
-
+    let asked = Asked::default();
     if let Some(interval) = options.monitor {
-        return monitor::run(Duration::from_secs_f64(interval), stop);
+        on_signals(&[SIGINT, SIGTERM, SIGHUP], &asked.stop)?;
+        return monitor::run(Duration::from_secs_f64(interval), asked.stop);
     }
+    on_signals(&[SIGINT, SIGTERM], &asked.stop)?;
+    on_signals(&[SIGHUP], &asked.reload)?;
 
+    let mut config = ConfigFile::open(options)?;
     loop {
         Host::this()?.check()?;
         let mut object = MaybeUninit::uninit();
-        let exit = Instance::start(options, &mut object)?.run(&stop)?;
+        let exit =
+            Instance::start(options, config.config(), &mut object)?.run(&asked, &mut config)?;
         // sched_ext asks for this when CPUs came or went, for example.
-        if stop.load(Ordering::Relaxed) || !exit.should_restart() {
+        if asked.stop.load(Ordering::Relaxed) || !exit.should_restart() {
             return Ok(());
         }
         kept().clear();

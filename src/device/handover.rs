@@ -135,6 +135,28 @@ impl Shared {
         Ok(())
     }
 
+    /// The scheduler refused the VM as a whole. The guest is told of each page at the second
+    /// attempt: by then its driver knows that the page is set.
+    fn vm_refused(&self, target: &Target, code: ErrorCode) {
+        let mut link = self.link();
+        if link.generation != target.generation {
+            link.generation = target.generation;
+            link.refused.clear();
+        }
+        for apic_id in target.pages.keys() {
+            let again = Instant::now();
+            let refused = link
+                .refused
+                .entry(*apic_id)
+                .or_insert(Refused { tries: 0, again });
+            refused.tries = refused.tries.saturating_add(1);
+            if refused.tries == 2 {
+                let apic_id = *apic_id;
+                self.machine.event(Event::VcpuRefused { apic_id, code });
+            }
+        }
+    }
+
     /// Takes the VM away from the scheduler, and waits until it is.
     fn leave(&self, link: &mut Link, why: &str) {
         if let Some(client) = link.client.take() {
@@ -407,6 +429,9 @@ impl Worker {
         let client = match self.register(target) {
             Ok(client) => client,
             Err(error) => {
+                if let ClientError::Refused { code, .. } = error {
+                    self.shared.vm_refused(target, code);
+                }
                 self.complain(&error.to_string());
                 return false;
             }
@@ -423,6 +448,7 @@ impl Worker {
         }
         wanted.offer = Some(client.welcome().protocols.clone());
         link.generation = target.generation;
+        link.refused.clear();
         link.client = Some(client);
         true
     }
@@ -791,6 +817,25 @@ mod tests {
         set_pages(&handover);
         eventually(|| pages(&host) == [(0, 3)]);
         host.set_vcpu(late, true);
+        eventually(|| pages(&host) == [(0, 3), (2, 4)]);
+        eventually(|| machine.events() == [Event::HostAttached]);
+    }
+
+    #[test]
+    fn a_guest_is_told_of_a_protocol_that_is_not_allowed_and_gets_it_once_it_is() {
+        let host = Host::start();
+        host.set_barred(true);
+        let (handover, machine) = start(&host.path);
+        set_pages(&handover);
+        let told = |apic_id| Event::VcpuRefused {
+            apic_id,
+            code: ErrorCode::NotAllowed,
+        };
+        eventually(|| machine.events.lock().unwrap().len() == 2);
+        // Not again at each attempt.
+        std::thread::sleep(2 * RETRY);
+        assert_eq!(machine.events(), [told(0), told(2)]);
+        host.set_barred(false);
         eventually(|| pages(&host) == [(0, 3), (2, 4)]);
         eventually(|| machine.events() == [Event::HostAttached]);
     }

@@ -91,6 +91,11 @@ pub trait Registry {
     /// Is this thread a vCPU according to KVM?
     fn is_vcpu(&mut self, vcpu: &VcpuInfo) -> bool;
 
+    /// May this VM speak the protocol that it asks for? Unless implemented, whatever is offered.
+    fn allows(&mut self, _vm: &VmInfo) -> bool {
+        true
+    }
+
     fn vm_added(&mut self, vm: VmId, info: &VmInfo) -> Result<(), RegistryError>;
 
     /// Pins the page for the thread. The mapping goes away after this call, the pin stays.
@@ -138,7 +143,7 @@ pub enum Access {
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What VMs may ask for; at most 8.
+    /// What VMs may ask for, those at least that the registry allows it; at most 8.
     pub protocols: Vec<Protocol>,
     pub limits: Limits,
     pub access: Access,
@@ -191,7 +196,7 @@ impl Vcpu {
 
 struct Vm {
     id: VmId,
-    name: VmName,
+    info: VmInfo,
     regions: Vec<GuestRegion>,
     vcpus: BTreeMap<u32, Vcpu>,
 }
@@ -250,10 +255,7 @@ impl Server {
     /// Creates the socket and its directory, and replaces the socket of a server that is dead.
     /// Raises this process's limit of open files as far as it may, as each vCPU takes one.
     pub fn bind(path: &Path, config: Config) -> Result<Self, ServerError> {
-        assert!(
-            config.protocols.len() <= abi::PVSCHED_MAX_PROTOCOLS as usize,
-            "WELCOME has room for 8 protocols"
-        );
+        check_offer(&config.protocols);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let (listener, inode) = open_socket(path, config.access)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
@@ -332,6 +334,24 @@ impl Server {
             // Best effort: the closed connection says the same.
             let _ = self.tell(token, &FromScheduler::Notice(Notice::Stopping));
             self.close(registry, token, "the scheduler stops");
+        }
+    }
+
+    /// From now on offers these protocols, at most 8, and closes the connections of VMs whose
+    /// protocol the registry does not allow any more.
+    pub fn offer(&mut self, registry: &mut impl Registry, protocols: Vec<Protocol>) {
+        check_offer(&protocols);
+        self.config.protocols = protocols;
+        let mut barred = Vec::new();
+        for (token, connection) in &self.connections {
+            if let Stage::Registered(vm) = &connection.stage {
+                if !registry.allows(&vm.info) {
+                    barred.push(*token);
+                }
+            }
+        }
+        for token in barred {
+            self.close(registry, token, "its protocol is not allowed any more");
         }
     }
 
@@ -480,7 +500,7 @@ impl Server {
     fn log_refusal(&self, token: u64, refusal: &Refusal) {
         if let Some(c) = self.connections.get(&token) {
             let name = match &c.stage {
-                Stage::Registered(vm) => vm.name.to_string(),
+                Stage::Registered(vm) => vm.info.name.to_string(),
                 _ => "no VM yet".into(),
             };
             let (pid, uid) = (c.peer_pid, c.peer_uid);
@@ -636,24 +656,30 @@ impl Server {
             return Err(Refusal::Internal("the connection is gone".into()));
         };
         let id = VmId(self.next_vm);
-        let vm = VmInfo {
-            name: name.clone(),
+        let info = VmInfo {
+            name,
             protocol,
             version,
             peer_pid: connection.peer_pid,
             peer_uid: connection.peer_uid,
         };
+        if !registry.allows(&info) {
+            return Err(Refusal::NotAllowed {
+                vm: info.name.to_string(),
+                name: protocol.to_string(),
+            });
+        }
         registry
-            .vm_added(id, &vm)
+            .vm_added(id, &info)
             .map_err(|error| Refusal::Internal(error.to_string()))?;
         self.next_vm += 1;
         info!(
-            "VM {} ({name}) registered by process {}, user {}: protocol {protocol} version {version}",
-            id.0, connection.peer_pid, connection.peer_uid
+            "VM {} ({}) registered by process {}, user {}: protocol {protocol} version {version}",
+            id.0, info.name, connection.peer_pid, connection.peer_uid
         );
         connection.stage = Stage::Registered(Vm {
             id,
-            name,
+            info,
             regions: kept,
             vcpus: BTreeMap::new(),
         });
@@ -846,7 +872,7 @@ impl Server {
         match connection.stage {
             Stage::Registered(vm) => {
                 registry.vm_removed(vm.id);
-                info!("VM {} ({}) removed: {why}", vm.id.0, vm.name);
+                info!("VM {} ({}) removed: {why}", vm.id.0, vm.info.name);
             }
             _ => debug!(
                 "connection of process {} closed: {why}",
@@ -864,6 +890,13 @@ impl Drop for Server {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn check_offer(protocols: &[Protocol]) {
+    assert!(
+        protocols.len() <= abi::PVSCHED_MAX_PROTOCOLS as usize,
+        "WELCOME has room for 8 protocols"
+    );
 }
 
 fn check_descriptors(envelope: &Envelope, fds: &[OwnedFd], lost: bool) -> Result<(), Refusal> {

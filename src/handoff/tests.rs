@@ -36,6 +36,10 @@ struct Fake {
     vms: BTreeSet<VmId>,
     attached: Attached,
     not_vcpus: BTreeSet<u32>,
+    /// No VM may speak any protocol.
+    barred: bool,
+    /// The server has not been told yet that this has changed.
+    barred_is_new: bool,
     fail_next: Option<RegistryError>,
 }
 
@@ -45,6 +49,10 @@ struct Shared(Arc<Mutex<Fake>>);
 impl Registry for Shared {
     fn is_vcpu(&mut self, vcpu: &VcpuInfo) -> bool {
         !self.0.lock().unwrap().not_vcpus.contains(&vcpu.tid)
+    }
+
+    fn allows(&mut self, _: &VmInfo) -> bool {
+        !self.0.lock().unwrap().barred
     }
 
     fn vm_added(&mut self, vm: VmId, _: &VmInfo) -> Result<(), RegistryError> {
@@ -122,6 +130,9 @@ impl Host {
         let (mut registry, until) = (fake.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
+                if std::mem::take(&mut registry.0.lock().unwrap().barred_is_new) {
+                    server.offer(&mut registry, config(limits).protocols);
+                }
                 server
                     .turn(&mut registry, Duration::from_millis(20))
                     .unwrap();
@@ -152,6 +163,12 @@ impl Host {
         } else {
             fake.not_vcpus.insert(tid);
         }
+    }
+
+    /// Whether no VM may speak any protocol from now on.
+    pub fn set_barred(&self, barred: bool) {
+        let mut fake = self.fake.0.lock().unwrap();
+        (fake.barred, fake.barred_is_new) = (barred, true);
     }
 
     pub fn stop(&mut self) {
@@ -395,6 +412,25 @@ fn a_vm_hands_over_its_vcpus_and_takes_them_back() {
     vm.attach_vcpu(0, 5 * PAGE_SIZE, a.pidfd().as_fd()).unwrap();
     drop(vm);
     eventually(|| host.state().0.is_empty() && host.attached() == 0);
+}
+
+#[test]
+fn a_vm_is_told_that_its_protocol_is_not_allowed_to_it() {
+    let host = Host::start();
+    let mut vm = host.vm();
+    let vcpu = Vcpu::start();
+    vm.attach_vcpu(0, 0, vcpu.pidfd().as_fd()).unwrap();
+    host.set_barred(true);
+    eventually(|| host.state() == Default::default());
+    assert!(matches!(vm.notice(), Err(ClientError::Closed)));
+
+    let memory = memory();
+    let mut again = host.client();
+    let mut register =
+        || again.register_vm(name(), ProtocolName::LATENCY, 1, &guest(memory.as_fd()));
+    host.refuses(ErrorCode::NotAllowed, &mut register);
+    host.set_barred(false);
+    register().unwrap();
 }
 
 #[test]

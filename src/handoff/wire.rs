@@ -76,6 +76,8 @@ pub enum Refusal {
     Pin(String),
     #[error("The scheduler failed: {0}.")]
     Internal(String),
+    #[error("The host's configuration does not allow protocol {name:?} to VM {vm:?}.")]
+    NotAllowed { vm: String, name: String },
 }
 
 struct Arrived(Option<usize>);
@@ -110,6 +112,7 @@ impl Refusal {
             Self::ThreadInUse(_) => ErrorCode::ThreadInUse,
             Self::Pin(_) => ErrorCode::Pin,
             Self::Internal(_) => ErrorCode::Internal,
+            Self::NotAllowed { .. } => ErrorCode::NotAllowed,
         }
     }
 
@@ -173,6 +176,7 @@ error_codes! {
     ThreadInUse = PVSCHED_HANDOFF_ERR_THREAD_IN_USE,
     Pin = PVSCHED_HANDOFF_ERR_PIN,
     Internal = PVSCHED_HANDOFF_ERR_INTERNAL,
+    NotAllowed = PVSCHED_HANDOFF_ERR_NOT_ALLOWED,
 }
 
 /// The name of a VM, for people: 1 to 64 bytes of UTF-8 without control characters.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, OpenObject};
-use log::{info, warn};
+use log::{error, info, warn};
 use scx_stats::prelude::*;
 use scx_utils::{
     scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology, UserExitInfo,
@@ -17,18 +17,28 @@ use scx_utils::{
 
 use super::bpf::main_skel::{MainSkel, MainSkelBuilder};
 use super::bpf::{intf, MapValue};
+use super::config::{Config, ConfigFile};
 use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
 use super::registry::{Maps, Vms};
 use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
-use crate::handoff::server::{Config, Server};
-use crate::policy;
+use crate::handoff::server::{self, Server};
 
 /// Longest time for which the main loop waits for a VMM before it looks at all else.
 const TURN: Duration = Duration::from_millis(200);
 /// How often a failed or missing KVM is tried again.
 const HINTS_RETRY: Duration = Duration::from_secs(1);
+
+const CANNOT_GRANT: &str = "cannot tell the BPF programs what VMs may have";
+
+/// What signals ask for.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    pub stop: Arc<AtomicBool>,
+    /// To read the configuration again.
+    pub reload: Arc<AtomicBool>,
+}
 
 /// What the kernel and the host's topology say, as the BPF programs want it.
 struct Layout {
@@ -85,10 +95,18 @@ impl<'obj> Instance<'obj> {
     ///
     /// # Errors
     /// When the kernel refuses the programs, or a socket is in use.
-    pub fn start(options: &Options, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
+    pub fn start(
+        options: &Options,
+        config: &Config,
+        object: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<Self> {
         let layout = Layout::new(&Topology::new().context("cannot read the CPU topology")?)?;
         // The socket first: an instance that cannot be talked to must not replace a scheduler.
-        let handoff = Server::bind(&options.socket, Config::default())?;
+        let handoff = server::Config {
+            protocols: config.protocols(),
+            ..Default::default()
+        };
+        let handoff = Server::bind(&options.socket, handoff)?;
 
         let open_opts = options.libbpf.clone().into_bpf_open_opts();
         let builder = MainSkelBuilder::default();
@@ -136,13 +154,7 @@ impl<'obj> Instance<'obj> {
             dues: MapHandle::try_from(&skel.maps.dues)?,
             vms: MapHandle::try_from(&skel.maps.vms)?,
         };
-        let defaults = intf::pv_vm {
-            task_budget_ns: options.task_budget_us * 1000,
-            irq_budget_ns: options.irq_budget_us * 1000,
-            weight_min: policy::PV_GUEST_WEIGHT_IDLE,
-            weight_max: policy::PV_GUEST_WEIGHT_DFL,
-        };
-        let vms = Vms::new(maps, defaults).context("cannot tell the budgets")?;
+        let vms = Vms::new(maps, config.clone()).context(CANNOT_GRANT)?;
         let stats = StatsServer::new(stats::server_data()).launch()?;
         let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);
         info!(
@@ -165,7 +177,7 @@ impl<'obj> Instance<'obj> {
     ///
     /// # Errors
     /// When the kernel ejected the scheduler, with its reason, or a socket failed.
-    pub fn run(mut self, stop: &Arc<AtomicBool>) -> Result<UserExitInfo> {
+    pub fn run(mut self, asked: &Asked, config: &mut ConfigFile) -> Result<UserExitInfo> {
         let (responses, requests) = self.stats.channels();
         let mut hints_object = MaybeUninit::uninit();
         let mut hints_slot = Some(&mut hints_object);
@@ -173,7 +185,7 @@ impl<'obj> Instance<'obj> {
         let mut try_hints = Instant::now();
         let mut printed = (Instant::now(), Metrics::default());
 
-        while !stop.load(Ordering::Relaxed) && !uei_exited!(&self.skel, uei) {
+        while !asked.stop.load(Ordering::Relaxed) && !uei_exited!(&self.skel, uei) {
             if hints.is_none() && Instant::now() >= try_hints && kvm_is_loaded() {
                 if let Some(object) = hints_slot.take() {
                     match Hints::attach(&self.skel, object) {
@@ -190,6 +202,9 @@ impl<'obj> Instance<'obj> {
                 .turn(&mut self.vms, TURN)
                 .context("the handoff socket failed")?;
 
+            if asked.reload.swap(false, Ordering::Relaxed) {
+                self.reload(config)?;
+            }
             while requests.try_recv().is_ok() {
                 responses.send(self.metrics(hints.as_ref())?)?;
             }
@@ -206,6 +221,17 @@ impl<'obj> Instance<'obj> {
         drop(hints);
         drop(self.struct_ops.take());
         uei_report!(&self.skel, uei)
+    }
+
+    fn reload(&mut self, file: &mut ConfigFile) -> Result<()> {
+        if let Err(error) = file.reload() {
+            error!("what VMs may have stays as it is: {error}");
+            return Ok(());
+        }
+        let config = file.config();
+        self.vms.configure(config.clone()).context(CANNOT_GRANT)?;
+        self.handoff.offer(&mut self.vms, config.protocols());
+        Ok(())
     }
 
     fn metrics(&self, hints: Option<&Hints>) -> Result<Metrics> {
@@ -227,6 +253,10 @@ impl<'obj> Instance<'obj> {
             let mut entry = VmMetrics {
                 name: vm.name.clone(),
                 protocol: vm.protocol.clone(),
+                class: vm.allowed.class_text(),
+                nice: vm.allowed.nice_text(),
+                task_budget_us: vm.allowed.task_budget_us(),
+                irq_budget_us: vm.allowed.irq_budget_us(),
                 vcpus: BTreeMap::new(),
             };
             for (apic_id, vcpu) in &vm.vcpus {

@@ -3,6 +3,7 @@
 //! the statistics, and reports why it ended.
 //!
 //! - [`options`]: the command line
+//! - [`config`]: what each VM may have, from a file that can be changed meanwhile
 //! - [`preflight`]: what must be true of the host, with an error that says what to do
 //! - [`bpf`]: the generated skeletons and the map values
 //! - [`instance`]: one loaded scheduler, from load to exit
@@ -12,6 +13,7 @@
 //! - [`monitor`]: the statistics as text
 
 pub mod bpf;
+pub mod config;
 pub mod hints;
 pub mod instance;
 pub mod monitor;

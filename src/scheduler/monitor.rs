@@ -71,6 +71,11 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
     )?;
     for vm in now.vms.values() {
         writeln!(out, "  {} ({})", vm.name, vm.protocol)?;
+        writeln!(
+            out,
+            "    granted: {}, nice {}, budgets task {} irq {} us",
+            vm.class, vm.nice, vm.task_budget_us, vm.irq_budget_us,
+        )?;
         for (apic_id, vcpu) in &vm.vcpus {
             writeln!(
                 out,
@@ -129,6 +134,10 @@ mod tests {
         let vm = VmMetrics {
             name: "guest".into(),
             protocol: "latency v1".into(),
+            class: "deadline".into(),
+            nice: "-20..19".into(),
+            task_budget_us: 10_000_000,
+            irq_budget_us: 1_000_000,
             vcpus: [(1, vcpu)].into(),
         };
         let before = Metrics {
@@ -154,6 +163,8 @@ mod tests {
             text.contains("rt 90") && text.contains("boost: task"),
             "{text}"
         );
+        let granted = "granted: deadline, nice -20..19, budgets task 10000000 irq 1000000 us";
+        assert!(text.contains(granted), "{text}");
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 //! field in what a VM may have (`struct pv_vm` of `bpf/intf.h`), in microseconds here and in
 //! nanoseconds there; its default stands here.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -10,11 +11,16 @@ use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
 use crate::handoff;
 
+/// What `--task-budget-us` may be.
+pub const TASK_BUDGET_US: RangeInclusive<u64> = 0..=10_000_000;
+/// What `--irq-budget-us` may be.
+pub const IRQ_BUDGET_US: RangeInclusive<u64> = 0..=1_000_000;
+
 /// scx_pvsched: a sched_ext host scheduler that knows what its virtual machines are doing.
 ///
 /// Replaces the host's scheduler while it runs. Guests that publish what they run are put ahead
 /// for their real-time work, within their fair share. Exits on SIGINT and SIGTERM and gives the
-/// host back to the kernel's scheduler.
+/// host back to the kernel's scheduler; reads its configuration again on SIGHUP.
 ///
 /// Exit status: 0 stopped as asked; 1 an error, or ejected by the kernel; 2 wrong usage.
 #[derive(Debug, Clone, Parser)]
@@ -29,12 +35,12 @@ pub struct Options {
     pub slice_min_us: u64,
 
     /// How far boosts may carry a vCPU ahead of its fair share, in microseconds of CPU time
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(0..=10_000_000))]
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(TASK_BUDGET_US))]
     pub task_budget_us: u64,
 
     /// How long a vCPU may be boosted for interrupts alone before it has to repay, in
     /// microseconds
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(IRQ_BUDGET_US))]
     pub irq_budget_us: u64,
 
     /// Boost for an interrupt of a guest that does not publish, in microseconds after it entered
@@ -44,6 +50,10 @@ pub struct Options {
     /// Longest time for which a CPU gives boosted turns only while others wait, in microseconds
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1000..=1_000_000))]
     pub guard_us: u64,
+
+    /// What each VM may have, in TOML; /etc/scx_pvsched.toml if there is one. Read again on SIGHUP
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
 
     /// Handoff socket for VMMs
     #[arg(long, value_name = "PATH", default_value = handoff::DEFAULT_SOCKET)]

@@ -12,6 +12,7 @@ use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use log::{info, warn};
 
 use super::bpf::{intf, MapValue};
+use super::config::{Allowed, Config};
 use crate::handoff::server::{MappedPage, Registry, RegistryError, VcpuInfo, VmId, VmInfo};
 
 /// The number of `ioctl` in x86-64's system call table.
@@ -36,6 +37,9 @@ pub struct Vm {
     pub name: String,
     /// Name and version of the negotiated protocol.
     pub protocol: String,
+    /// What it may have.
+    pub allowed: Allowed,
+    info: VmInfo,
     /// Its entry in the map `vms`.
     slot: u32,
     /// By APIC id.
@@ -53,8 +57,7 @@ pub struct Maps {
 /// All VMs.
 pub struct Vms {
     maps: Maps,
-    /// What a VM may have.
-    defaults: intf::pv_vm,
+    config: Config,
     attachments: u64,
     vms: BTreeMap<u32, Vm>,
 }
@@ -63,26 +66,44 @@ pub struct Vms {
 const NOBODY: u32 = 0;
 
 impl Vms {
-    /// Serves the maps; `defaults` are for vCPUs that nobody has handed over, too.
+    /// Serves the maps; the default of `config` is for vCPUs that nobody has handed over, too.
     ///
     /// # Errors
     /// When a map cannot be written.
-    pub fn new(maps: Maps, defaults: intf::pv_vm) -> Result<Self> {
+    pub fn new(maps: Maps, config: Config) -> Result<Self> {
         let vms = Self {
             maps,
-            defaults,
+            config,
             attachments: 0,
             vms: BTreeMap::new(),
         };
-        vms.grant(NOBODY, &defaults)?;
+        vms.grant(NOBODY, vms.config.default())?;
         Ok(vms)
     }
 
+    /// Grants what another configuration says, to the VMs that are here, too. Those whose protocol
+    /// it does not allow stay until the server asks about them.
+    ///
+    /// # Errors
+    /// When a map cannot be written.
+    pub fn configure(&mut self, config: Config) -> Result<()> {
+        self.config = config;
+        self.grant(NOBODY, self.config.default())?;
+        for vm in self.vms.values_mut() {
+            vm.allowed = self.config.allowed_to(&vm.info).clone();
+        }
+        for vm in self.vms.values() {
+            self.grant(vm.slot, &vm.allowed)?;
+        }
+        Ok(())
+    }
+
     /// Tells the BPF programs what the VM with this entry may have.
-    fn grant(&self, slot: u32, vm: &intf::pv_vm) -> Result<(), libbpf_rs::Error> {
+    fn grant(&self, slot: u32, allowed: &Allowed) -> Result<(), libbpf_rs::Error> {
+        let vm = allowed.to_pv_vm().to_bytes();
         self.maps
             .vms
-            .update(&slot.to_ne_bytes(), &vm.to_bytes(), MapFlags::ANY)
+            .update(&slot.to_ne_bytes(), &vm, MapFlags::ANY)
     }
 
     /// An entry of the map `vms` that no VM has.
@@ -166,6 +187,10 @@ impl Registry for Vms {
         seen || waits_in_kvm_run(vcpu.tgid, vcpu.tid)
     }
 
+    fn allows(&mut self, vm: &VmInfo) -> bool {
+        self.config.allowed_to(vm).may_speak(&vm.protocol)
+    }
+
     fn vm_added(&mut self, vm: VmId, info: &VmInfo) -> Result<(), RegistryError> {
         let protocol = format!("{} v{}", info.protocol, info.version);
         info!(
@@ -176,13 +201,16 @@ impl Registry for Vms {
         let slot = self
             .free_slot()
             .ok_or_else(|| RegistryError::Internal("there is no room for another VM".into()))?;
-        self.grant(slot, &self.defaults)
+        let allowed = self.config.allowed_to(info).clone();
+        self.grant(slot, &allowed)
             .map_err(|error| RegistryError::Internal(error.to_string()))?;
         self.vms.insert(
             vm.0,
             Vm {
                 name,
                 protocol,
+                allowed,
+                info: info.clone(),
                 slot,
                 vcpus: BTreeMap::new(),
             },

@@ -42,6 +42,14 @@ pub struct VmMetrics {
     pub name: String,
     #[stat(desc = "protocol in use", _om_skip)]
     pub protocol: String,
+    #[stat(desc = "highest class of its tasks that gets boosts", _om_skip)]
+    pub class: String,
+    #[stat(desc = "nice values of its tasks that count", _om_skip)]
+    pub nice: String,
+    #[stat(desc = "budget of boosts for tasks, in microseconds")]
+    pub task_budget_us: u64,
+    #[stat(desc = "budget of boosts for interrupts, in microseconds")]
+    pub irq_budget_us: u64,
     #[stat(desc = "vCPUs by APIC id")]
     pub vcpus: BTreeMap<u32, VcpuMetrics>,
 }

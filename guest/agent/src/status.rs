@@ -217,7 +217,8 @@ pub fn protocol_name(info: &pvsched_info) -> String {
     String::from_utf8_lossy(&info.protocol[..end]).into_owned()
 }
 
-fn answer(info: &pvsched_info) -> (Answer, &'static str) {
+fn answer(info: &pvsched_info, cpus: &[pvsched_cpu_info]) -> (Answer, &'static str) {
+    let refused = |cpu: &pvsched_cpu_info| cpu.state == PVSCHED_CPU_REFUSED;
     let has = |flag| info.flags & flag != 0;
     if !has(PVSCHED_INFO_DEVICE) {
         (Answer::NoDevice, missing(info))
@@ -227,6 +228,11 @@ fn answer(info: &pvsched_info) -> (Answer, &'static str) {
         (
             Answer::NotPublishing,
             "nobody publishes (try: pvsched-guest run)",
+        )
+    } else if !has(PVSCHED_INFO_ATTACHED) && cpus.iter().any(refused) {
+        (
+            Answer::HostDetached,
+            "the host's scheduler refuses this VM (the codes are those of the handoff socket)",
         )
     } else if !has(PVSCHED_INFO_ATTACHED) {
         (
@@ -255,7 +261,7 @@ impl Status {
     }
 
     pub fn decode(info: &pvsched_info, cpus: &[pvsched_cpu_info]) -> Self {
-        let (answer, explanation) = answer(info);
+        let (answer, explanation) = answer(info, cpus);
         let negotiated = info.flags & PVSCHED_INFO_NEGOTIATED != 0;
         Self {
             answer,
@@ -498,6 +504,22 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].starts_with("publishing to nobody: "));
         assert_eq!(lines.len(), 3 + 3);
+    }
+
+    #[test]
+    fn a_host_that_refuses_is_not_said_to_have_no_scheduler() {
+        let published = PVSCHED_INFO_DEVICE | PVSCHED_INFO_NEGOTIATED | PVSCHED_INFO_PUBLISHER;
+        let cpus = [pvsched_cpu_info {
+            state: PVSCHED_CPU_REFUSED,
+            error: 19,
+            ..Default::default()
+        }];
+        let text = Status::decode(&info(published), &cpus).to_string();
+        let answer = "publishing to nobody: the host's scheduler refuses this VM";
+        assert!(
+            text.starts_with(answer) && text.contains("refused:19"),
+            "{text}"
+        );
     }
 
     #[test]

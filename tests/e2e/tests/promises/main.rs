@@ -4,6 +4,7 @@
 mod chain;
 mod cheat;
 mod command_line;
+mod config;
 mod death;
 mod driver;
 mod fairness;
