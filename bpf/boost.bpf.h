@@ -31,6 +31,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 
 	if (!t->is_vcpu)
 		return NULL;
+	t->speaks = 0;
 	v = bpf_task_storage_get(&pages, p, 0, 0);
 	if (!v) {
 		t->attachment = 0;
@@ -57,6 +58,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	}
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
 		return NULL;
+	t->speaks = 1;
 	/* Keeps clang from turning the branch into arithmetic on a pointer. */
 	barrier_var(page);
 	return page;
@@ -101,10 +103,14 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 /*
  * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
  * each would only cut other turns short; it is put ahead while it is owed time.
+ * Of a guest that does not publish nobody knows what comes of them: it may be
+ * ahead by the length of two turns.
  */
 static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 {
-	return rank > PV_RANK_IRQ || t->promise || lead <= 0;
+	s64 most = t->speaks ? 0 : 2 * (s64)slice_ns;
+
+	return rank > PV_RANK_IRQ || t->promise || lead <= most;
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */

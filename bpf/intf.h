@@ -116,7 +116,7 @@ struct pv_task {
 	u32 vm;			/* the number of its VM, 0 while nobody has handed it over */
 	u32 guest_weight;	/* what its guest makes of its weight, 0 nothing yet */
 	u32 guest_class;	/* enum pvsched_class, of the most urgent that runs or waits */
-	u32 rsvd;
+	u32 speaks;		/* its guest publishes */
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use clap::{Args, Parser, Subcommand};
+use nix::time::{clock_gettime, ClockId};
 
 use pvsched_lab::accel::Accel;
 use pvsched_lab::cache::Cache;
@@ -85,6 +86,14 @@ enum Action {
         /// Seconds between signs of life
         #[arg(long, value_name = "S")]
         heartbeat: Option<u64>,
+    },
+    /// Inside a VM: be busy and sleep by turns
+    #[command(hide = true)]
+    Burn {
+        /// Milliseconds busy
+        busy: u64,
+        /// Milliseconds asleep
+        idle: u64,
     },
 }
 
@@ -199,9 +208,24 @@ fn act(action: Action) -> Result<u8> {
         } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
+        Action::Burn { busy, idle } => {
+            burn(Duration::from_millis(busy), Duration::from_millis(idle))
+        }
         Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
     }
     Ok(0)
+}
+
+/// Until killed. Counted in the thread's own time, so that it is as long however often the CPU is
+/// taken away.
+fn burn(busy: Duration, idle: Duration) -> ! {
+    let used =
+        || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Into::into);
+    loop {
+        let end = used() + busy;
+        while used() < end {}
+        std::thread::sleep(idle);
+    }
 }
 
 fn options(host: HostArgs, checkout: &Checkout) -> Result<Options> {

@@ -58,9 +58,10 @@ fn parse_list(text: &str, filters: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// How one try went: `Ok` when it passed, else what there is to show.
+/// How one try went.
 struct Try {
-    outcome: Result<(), String>,
+    /// `Ok` when it passed, with what it measured; else what there is to show.
+    outcome: Result<String, String>,
     /// The host VM may serve another test.
     vm_is_fine: bool,
 }
@@ -78,7 +79,7 @@ fn attempt(vm: &mut HostVm, setup: &Setup, binary: &str, name: &str) -> Result<T
     let (why, console) = match end {
         End::Exit(0) => {
             return Ok(Try {
-                outcome: Ok(()),
+                outcome: Ok(measured(&text)),
                 vm_is_fine: true,
             })
         }
@@ -120,9 +121,9 @@ pub fn run(setup: &Setup, binary: &str, names: &[String], tries: u32) -> Result<
         }
         let seconds = start.elapsed().as_secs();
         match result.outcome {
-            Ok(()) => {
+            Ok(measured) => {
                 counts.passed += 1;
-                println!("test {name} ... ok ({seconds} s, try {number})");
+                println!("test {name} ... ok ({seconds} s, try {number}){measured}");
             }
             Err(text) => {
                 counts.failed_tries += 1;
@@ -150,6 +151,27 @@ pub fn run(setup: &Setup, binary: &str, names: &[String], tries: u32) -> Result<
     Ok(counts)
 }
 
+/// What a test printed beside libtest's own words, as lines of their own.
+fn measured(text: &str) -> String {
+    let of_libtest = |line: &&str| {
+        let line = line.trim();
+        line.is_empty()
+            || line == "ok"
+            || line.starts_with("running ")
+            || line.starts_with("test result")
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !of_libtest(line)).collect();
+    let text = lines.join("\n");
+    // Without captured output the first line follows the test's name.
+    let text = text
+        .split_once(" ... ")
+        .map_or(text.as_str(), |(_, rest)| rest);
+    if text.trim().is_empty() || text.trim() == "ok" {
+        return String::new();
+    }
+    indent(&format!("\n{text}"))
+}
+
 /// What a test printed must not be taken for the results of this run.
 fn indent(text: &str) -> String {
     text.trim_end().replace('\n', "\n    | ")
@@ -170,6 +192,15 @@ mod tests {
         assert_eq!(of(&["::b", "host"]), ["chain::b", "host::c"]);
         assert_eq!(of(&[]).len(), 3);
         assert!(of(&["none"]).is_empty());
+    }
+
+    #[test]
+    fn what_a_test_measured_is_kept() {
+        let text =
+            "\nrunning 1 test\ntest a::b ... p90 5 us\nmore\nok\n\ntest result: ok. 1 passed\n";
+        assert_eq!(measured(text), "\n    | p90 5 us\n    | more");
+        let silent = "\nrunning 1 test\ntest a::b ... ok\n\ntest result: ok. 1 passed\n";
+        assert_eq!(measured(silent), "");
     }
 
     #[test]

@@ -12,5 +12,6 @@ mod handoff;
 mod host;
 mod latency;
 mod leftovers;
+mod priority;
 mod vm;
 mod weights;
