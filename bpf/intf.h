@@ -121,6 +121,12 @@ struct pv_task {
 	u64 throttles;
 	u64 ran;		/* ns */
 	u64 ran_boosted;	/* ns of those */
+
+	/* Of a VM that is only observed; see observe.bpf.h. */
+	u64 would_task;		/* boosts that it would have had for urgent tasks */
+	u64 would_irq;		/* and for interrupts */
+	u32 would_be;		/* enum pv_boost that it would have now */
+	u32 rsvd1;
 };
 
 /*
@@ -131,6 +137,8 @@ struct pv_task {
 struct pv_vm {
 	u64 task_budget_ns;	/* how far a boost may carry a vCPU ahead of its share */
 	u64 irq_budget_ns;	/* for how long interrupts alone may boost it */
+	u32 observe;		/* nothing that its guest says, and no hint, has an effect */
+	u32 rsvd;
 };
 
 /* One per CPU. */

@@ -39,7 +39,7 @@ __noinline int is_critical(s32 cpu)
 	t = task_of(p);
 	if (t) {
 		page = page_of(p, t);
-		if (page)
+		if (page && !is_observed(t))
 			critical = READ_ONCE(page->context) != 0;
 	}
 	bpf_task_release(p);

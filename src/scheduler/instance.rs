@@ -138,6 +138,7 @@ impl<'obj> Instance<'obj> {
         let defaults = intf::pv_vm {
             task_budget_ns: options.task_budget_us * 1000,
             irq_budget_ns: options.irq_budget_us * 1000,
+            ..intf::pv_vm::zeroed()
         };
         let vms = Vms::new(maps, defaults).context("cannot tell the budgets")?;
         let stats = StatsServer::new(stats::server_data()).launch()?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::stats::{quantile_us, Metrics};
+use super::stats::{quantile_us, Metrics, OBSERVED};
 
 /// Writes one report: what changed since `before`, then a line for each vCPU.
 ///
@@ -72,17 +72,24 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
     for vm in now.vms.values() {
         writeln!(out, "  {} ({})", vm.name, vm.protocol)?;
         for (apic_id, vcpu) in &vm.vcpus {
-            writeln!(
+            write!(
                 out,
-                "    {:<4} tid {:<8} {:<12} {:<12} task {:<7} irq {:<8} thr {}",
-                apic_id,
-                vcpu.tid,
-                vcpu.published,
-                vcpu.applied,
-                vcpu.boosts_task,
-                vcpu.boosts_irq,
-                vcpu.throttles,
+                "    {:<4} tid {:<8} {:<12} {:<12} ",
+                apic_id, vcpu.tid, vcpu.published, vcpu.applied,
             )?;
+            if vcpu.applied == OBSERVED {
+                writeln!(
+                    out,
+                    "would-be task {:<7} irq {}",
+                    vcpu.would_task, vcpu.would_irq,
+                )?;
+            } else {
+                writeln!(
+                    out,
+                    "task {:<7} irq {:<8} thr {}",
+                    vcpu.boosts_task, vcpu.boosts_irq, vcpu.throttles,
+                )?;
+            }
         }
     }
     out.flush()?;
@@ -126,10 +133,18 @@ mod tests {
             boosts_task: 7,
             ..Default::default()
         };
+        let observed = VcpuMetrics {
+            tid: 1_234_567,
+            published: "deadline".into(),
+            applied: OBSERVED.into(),
+            would_task: 1_234_567,
+            would_irq: 8901,
+            ..Default::default()
+        };
         let vm = VmMetrics {
             name: "guest".into(),
             protocol: "latency v1".into(),
-            vcpus: [(1, vcpu)].into(),
+            vcpus: [(1, vcpu), (2, observed)].into(),
         };
         let before = Metrics {
             direct: 10,
@@ -154,6 +169,7 @@ mod tests {
             text.contains("rt 90") && text.contains("boost: task"),
             "{text}"
         );
+        assert!(text.contains("would-be task 1234567 irq 8901"), "{text}");
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

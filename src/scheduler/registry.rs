@@ -13,6 +13,7 @@ use log::{info, warn};
 
 use super::bpf::{intf, MapValue};
 use crate::handoff::server::{MappedPage, Registry, RegistryError, VcpuInfo, VmId, VmInfo};
+use crate::handoff::ProtocolName;
 
 /// The number of `ioctl` in x86-64's system call table.
 const SYS_IOCTL: &str = "16";
@@ -176,7 +177,11 @@ impl Registry for Vms {
         let slot = self
             .free_slot()
             .ok_or_else(|| RegistryError::Internal("there is no room for another VM".into()))?;
-        self.grant(slot, &self.defaults)
+        let granted = intf::pv_vm {
+            observe: u32::from(info.protocol == ProtocolName::OBSERVE),
+            ..self.defaults
+        };
+        self.grant(slot, &granted)
             .map_err(|error| RegistryError::Internal(error.to_string()))?;
         self.vms.insert(
             vm.0,
@@ -260,7 +265,11 @@ impl Registry for Vms {
         let Some(known) = entry.vcpus.remove(&vcpu.apic_id) else {
             return;
         };
-        match self.maps.pages.delete(&known.pidfd.as_raw_fd().to_ne_bytes()) {
+        match self
+            .maps
+            .pages
+            .delete(&known.pidfd.as_raw_fd().to_ne_bytes())
+        {
             // The kernel drops a thread's page with the thread.
             Ok(()) => {}
             Err(error) if is_gone(&error) => {}
