@@ -2,7 +2,8 @@
 /*
  * The arithmetic of the policy: numbers in, numbers out. No kernel call, no
  * map, no state, so that the same text is compiled for BPF and natively,
- * where property tests drive it (src/policy.rs).
+ * where property tests (src/policy.rs) and a fuzzer (tests/fuzz) drive it.
+ * No input overflows.
  *
  * Times are nanoseconds. Virtual time (vtime) is nanoseconds of CPU at the
  * default weight: a task of weight w that ran t has used t * 100 / w.
@@ -19,6 +20,12 @@
 
 #define PV_WEIGHT_DFL		100ULL
 #define PV_NSEC_PER_MSEC	1000000ULL
+/*
+ * More than two years. Nothing in here lasts that long, and what seems to is
+ * cut off there, so that no product overflows.
+ */
+#define PV_TIME_MAX		(1ULL << 56)
+#define PV_WEIGHT_MAX		10000ULL
 
 /*
  * How urgent a vCPU is, as one number: 0 is not urgent, a larger number goes
@@ -105,6 +112,8 @@ static inline unsigned int pv_key_rank(unsigned long long key)
 /* What @ran nanoseconds cost a task of @weight, in virtual time. */
 static inline unsigned long long pv_charge(unsigned long long ran, unsigned long long weight)
 {
+	if (ran > PV_TIME_MAX)
+		ran = PV_TIME_MAX;
 	return ran * PV_WEIGHT_DFL / (weight ? weight : 1);
 }
 
@@ -115,7 +124,22 @@ static inline unsigned long long pv_charge(unsigned long long ran, unsigned long
 static inline long long pv_lead(unsigned long long vtime, unsigned long long queue_vtime,
 				unsigned long long weight)
 {
-	return (long long)(vtime - queue_vtime) * (long long)weight / (long long)PV_WEIGHT_DFL;
+	bool behind = pv_before(vtime, queue_vtime);
+	unsigned long long gap = behind ? queue_vtime - vtime : vtime - queue_vtime;
+	long long time;
+
+	if (gap > PV_TIME_MAX)
+		gap = PV_TIME_MAX;
+	if (weight > PV_WEIGHT_MAX)
+		weight = PV_WEIGHT_MAX;
+	time = gap / PV_WEIGHT_DFL * weight + gap % PV_WEIGHT_DFL * weight / PV_WEIGHT_DFL;
+	return behind ? -time : time;
+}
+
+/* What each of @waiting and one more gets of @time. */
+static inline unsigned long long pv_share(unsigned long long time, unsigned long long waiting)
+{
+	return time / (waiting + 1 ? waiting + 1 : waiting);
 }
 
 /*
@@ -132,7 +156,7 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 						unsigned long long slice,
 						unsigned long long waiting)
 {
-	unsigned long long ahead = PV_STARVATION_NS / (waiting + 1);
+	unsigned long long ahead = pv_share(PV_STARVATION_NS, waiting);
 
 	if (pv_before(vtime, queue_vtime - slice))
 		return queue_vtime - slice;
@@ -145,7 +169,7 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 static inline unsigned long long pv_slice(unsigned long long slice, unsigned long long min,
 					  unsigned long long waiting)
 {
-	slice /= waiting + 1;
+	slice = pv_share(slice, waiting);
 	return slice < min ? min : slice;
 }
 

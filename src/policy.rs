@@ -15,7 +15,10 @@ mod native {
     include!(concat!(env!("OUT_DIR"), "/policy.rs"));
 }
 
-pub use native::{PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS};
+pub use native::{
+    PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX,
+    PV_WEIGHT_MAX,
+};
 
 macro_rules! pure {
     ($($(#[$doc:meta])* $name:ident = $c:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
