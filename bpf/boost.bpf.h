@@ -14,7 +14,7 @@
 #ifndef PVSCHED_BOOST_BPF_H
 #define PVSCHED_BOOST_BPF_H
 
-#include "state.bpf.h"
+#include "observe.bpf.h"
 
 /*
  * An interrupt of which nothing is known is expected to wake somebody urgent
@@ -35,6 +35,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	v = bpf_task_storage_get(&pages, p, 0, 0);
 	if (!v) {
 		t->attachment = 0;
+		t->would_be = PV_BOOST_NONE;
 		t->vm = 0;
 		return NULL;
 	}
@@ -53,6 +54,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->hint_at = 0;
 		t->due_until = 0;
 		t->given_until = 0;
+		t->would_be = PV_BOOST_NONE;
 		t->vm = v->vm;
 		t->attachment = v->attachment;
 	}
@@ -214,6 +216,12 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 		boost = PV_BOOST_IRQ;
 		rank = PV_RANK_IRQ;
 	}
+	if (is_observed(t)) {
+		count_would_be(t, boost);
+		t->task_spent = 0;
+		t->irq_spent = 0;
+		return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
+	}
 
 	t->task_spent = task_is_spent(t, lead);
 	t->irq_spent = irq_is_spent(t, now);
@@ -248,7 +256,7 @@ static inline u32 guest_weight(struct pv_task *t, struct pvsched_page *page)
 	u32 weight;
 
 	t->guest_class = PVSCHED_CLASS_NONE;
-	if (!page || !vm)
+	if (!page || !vm || READ_ONCE(vm->observe))
 		return PV_GUEST_WEIGHT_DFL;
 	urgency = READ_ONCE(page->current_task);
 	pending = READ_ONCE(page->pending_task);
@@ -356,6 +364,8 @@ __noinline int boost_set(struct pv_task *t __arg_nonnull, struct pvsched_page *p
 		applied = PVSCHED_APPLIED_BOOST_IRQ;
 	else if (t->task_spent || t->irq_spent)
 		applied = PVSCHED_APPLIED_THROTTLED;
+	else if (is_observed(t))
+		applied = PVSCHED_APPLIED_OBSERVED;
 	/*
 	 * Only a turn that somebody else waits for is worth an exit of the
 	 * guest: without it a boost costs nobody anything.

@@ -199,7 +199,7 @@ int BPF_PROG(on_sched_out)
 	if (!t || READ_ONCE(t->state) != PV_STATE_FAIR)
 		return 0;
 	page = page_of(p, t);
-	if (!page)
+	if (!page || is_observed(t))
 		return 0;
 	word = READ_ONCE(page->timer);
 	rank = capped(t, pv_timer_rank(word));
@@ -351,8 +351,8 @@ int BPF_PROG(on_entry)
 		t->entered = 1;
 		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
 		c = cpu_of(bpf_get_smp_processor_id());
-		/* Of those that had to wait for a CPU. */
-		if (c && t->started && now > t->hint_at)
+		/* Of those that had to wait for a CPU, and not for a fair turn. */
+		if (c && t->started && now > t->hint_at && !is_observed(t))
 			c->enter_ns = pv_average(c->enter_ns, now - t->hint_at);
 	}
 	return 0;
@@ -372,7 +372,7 @@ int BPF_PROG(on_exit)
 	u64 now;
 
 	t = task_of(p);
-	if (!t || !t->rank)
+	if (!t || (!t->rank && !t->would_be))
 		return 0;
 	c = cpu_of(cpu);
 	l = c ? llc_of(llc_here(c)) : NULL;
@@ -381,6 +381,8 @@ int BPF_PROG(on_exit)
 	now = scx_bpf_now();
 	page = charge(p, t, l, now);
 	verdict = boost_judge(t, page, task_lead(p, t, l), now);
+	if (!t->rank && !VERDICT_RANK(verdict))
+		return 0;
 	waiting = anybody_waits(cpu, llc_here(c));
 	boost_set(t, page, c, verdict, waiting);
 	if (!VERDICT_RANK(verdict)) {

@@ -128,6 +128,12 @@ struct pv_task {
 	u64 throttles;
 	u64 ran;		/* ns */
 	u64 ran_boosted;	/* ns of those */
+
+	/* Of a VM that is only observed; see observe.bpf.h. */
+	u64 would_task;		/* boosts that it would have had for urgent tasks */
+	u64 would_irq;		/* and for interrupts */
+	u32 would_be;		/* enum pv_boost that it would have now */
+	u32 rsvd1;
 };
 
 /* Which of a VM's exclusion groups count; pv_vm.groups. */
@@ -149,6 +155,8 @@ struct pv_vm {
 	u32 weight_min;		/* what its tasks' nice values may make of a vCPU's */
 	u32 weight_max;		/* weight, in the kernel's units: 1024 leaves it alone */
 	u32 groups;		/* enum pv_groups */
+	u32 observe;		/* nothing that its guest says, and no hint, has an effect */
+	u32 rsvd;
 };
 
 /* One per CPU. */

@@ -39,7 +39,7 @@ __noinline int is_critical(s32 cpu)
 	t = task_of(p);
 	if (t) {
 		page = page_of(p, t);
-		if (page)
+		if (page && !is_observed(t))
 			critical = READ_ONCE(page->context) != 0;
 	}
 	bpf_task_release(p);
@@ -96,7 +96,7 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	s64 lead;
 
 	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
-	if (READ_ONCE(t->state) != PV_STATE_FAIR)
+	if (READ_ONCE(t->state) != PV_STATE_FAIR || is_observed(t))
 		return;
 	/* One post is enough until a CPU has looked at it. */
 	if (__sync_lock_test_and_set(&t->posted, 1))

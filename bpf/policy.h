@@ -2,7 +2,8 @@
 /*
  * The arithmetic of the policy: numbers in, numbers out. No kernel call, no
  * map, no state, so that the same text is compiled for BPF and natively,
- * where property tests drive it (src/policy.rs).
+ * where property tests (src/policy.rs) and a fuzzer (tests/fuzz) drive it.
+ * No input overflows.
  *
  * Times are nanoseconds. Virtual time (vtime) is nanoseconds of CPU at the
  * default weight: a task of weight w that ran t has used t * PV_WEIGHT_DFL / w.
@@ -20,6 +21,11 @@
 
 #define PV_WEIGHT_DFL		(100ULL * 1024)
 #define PV_NSEC_PER_MSEC	1000000ULL
+/*
+ * More than a day. Nothing in here lasts that long, and what seems to is cut
+ * off there, so that no product overflows.
+ */
+#define PV_TIME_MAX		(1ULL << 47)
 
 /*
  * How urgent a vCPU is, as one number: 0 is not urgent, a larger number goes
@@ -141,6 +147,9 @@ static const unsigned int pv_nice_weight[] = {
 	  110,	  87,	 70,	56,    45,    36,    29,    23,	   18,	  15,
 };
 
+/* Of a task of sched_ext's greatest weight, of which a guest makes the most. */
+#define PV_WEIGHT_MAX		(10000ULL * PV_GUEST_WEIGHT_MAX)
+
 #define PV_NICE_WIDTH		(sizeof(pv_nice_weight) / sizeof(pv_nice_weight[0]))
 
 /*
@@ -188,16 +197,20 @@ static inline unsigned long long pv_weight(unsigned int weight, unsigned int gue
 static inline unsigned long long pv_reweigh(unsigned long long vtime, unsigned long long queue_vtime,
 					    unsigned int from, unsigned int to)
 {
-	unsigned long long behind = queue_vtime - vtime, ahead = vtime - queue_vtime;
+	bool behind = pv_before(vtime, queue_vtime);
+	unsigned long long gap = behind ? queue_vtime - vtime : vtime - queue_vtime;
 
-	if (pv_before(vtime, queue_vtime))
-		return queue_vtime - behind * from / (to ? to : 1);
-	return queue_vtime + ahead * from / (to ? to : 1);
+	if (gap > PV_TIME_MAX)
+		gap = PV_TIME_MAX;
+	gap = gap * pv_clamp(from, 1, PV_GUEST_WEIGHT_MAX) / pv_clamp(to, 1, PV_GUEST_WEIGHT_MAX);
+	return behind ? queue_vtime - gap : queue_vtime + gap;
 }
 
 /* What @ran nanoseconds cost a task of @weight, in virtual time. */
 static inline unsigned long long pv_charge(unsigned long long ran, unsigned long long weight)
 {
+	if (ran > PV_TIME_MAX)
+		ran = PV_TIME_MAX;
 	return ran * PV_WEIGHT_DFL / (weight ? weight : 1);
 }
 
@@ -208,7 +221,22 @@ static inline unsigned long long pv_charge(unsigned long long ran, unsigned long
 static inline long long pv_lead(unsigned long long vtime, unsigned long long queue_vtime,
 				unsigned long long weight)
 {
-	return (long long)(vtime - queue_vtime) * (long long)weight / (long long)PV_WEIGHT_DFL;
+	bool behind = pv_before(vtime, queue_vtime);
+	unsigned long long gap = behind ? queue_vtime - vtime : vtime - queue_vtime;
+	long long time;
+
+	if (gap > PV_TIME_MAX)
+		gap = PV_TIME_MAX;
+	if (weight > PV_WEIGHT_MAX)
+		weight = PV_WEIGHT_MAX;
+	time = gap / PV_WEIGHT_DFL * weight + gap % PV_WEIGHT_DFL * weight / PV_WEIGHT_DFL;
+	return behind ? -time : time;
+}
+
+/* What each of @waiting and one more gets of @time. */
+static inline unsigned long long pv_share(unsigned long long time, unsigned long long waiting)
+{
+	return time / (waiting + 1 ? waiting + 1 : waiting);
 }
 
 /*
@@ -225,7 +253,7 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 						unsigned long long slice,
 						unsigned long long waiting)
 {
-	unsigned long long ahead = PV_STARVATION_NS / (waiting + 1);
+	unsigned long long ahead = pv_share(PV_STARVATION_NS, waiting);
 
 	if (pv_before(vtime, queue_vtime - slice))
 		return queue_vtime - slice;
@@ -238,7 +266,7 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 static inline unsigned long long pv_slice(unsigned long long slice, unsigned long long min,
 					  unsigned long long waiting)
 {
-	slice /= waiting + 1;
+	slice = pv_share(slice, waiting);
 	return slice < min ? min : slice;
 }
 

@@ -11,6 +11,8 @@
  * The host may write to a page from SET_PAGE until it has answered CLEAR_PAGE
  * or the device was reset, so no page is freed or given another use before.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/cpu.h>
@@ -70,6 +72,7 @@ struct pvsched {
 	struct virtio_device	*vdev;
 	struct virtqueue	*vqs[PVSCHED_QUEUE_COUNT];
 	u32			max_vcpus;
+	u32			max_protocols;
 
 	/* All of the following under pvsched_lock, but for what says otherwise. */
 	bool			usable;		/* negotiated, running, answering */
@@ -97,6 +100,20 @@ struct pvsched {
 static unsigned int device_id = 39;
 module_param(device_id, uint, 0444);
 MODULE_PARM_DESC(device_id, "virtio device id to bind to; none is assigned (default 39)");
+
+static char *protocol;
+module_param(protocol, charp, 0444);
+MODULE_PARM_DESC(protocol, "the only protocol to offer: latency or observe (default: both)");
+
+/* What publishers can speak. To the driver they are all the same: pages with words. */
+static const struct {
+	const char	*name;
+	u16		version;
+} pvsched_protocols[] = {
+	{ PVSCHED_PROTOCOL_LATENCY, PVSCHED_PROTOCOL_LATENCY_VERSION },
+	{ PVSCHED_PROTOCOL_OBSERVE, PVSCHED_PROTOCOL_OBSERVE_VERSION },
+};
+static_assert(ARRAY_SIZE(pvsched_protocols) <= PVSCHED_MAX_PROTOCOLS);
 
 /* There is one device per machine: a vCPU has one page. */
 static DEFINE_MUTEX(pvsched_lock);
@@ -254,33 +271,90 @@ broken:
 	return err;
 }
 
+static bool pvsched_may_offer(unsigned int i)
+{
+	return !protocol || !strcmp(protocol, pvsched_protocols[i].name);
+}
+
+/* Fills in what we offer; returns how many protocols that is. */
+static unsigned int pvsched_offer(struct pvsched *pv, struct pvsched_req_negotiate *req)
+{
+	unsigned int i, count = 0;
+
+	memset(req, 0, sizeof(*req));
+	for (i = 0; i < ARRAY_SIZE(pvsched_protocols) && count < pv->max_protocols; i++) {
+		const char *name = pvsched_protocols[i].name;
+		__le16 version = cpu_to_le16(pvsched_protocols[i].version);
+
+		if (!pvsched_may_offer(i))
+			continue;
+		memcpy(req->protocols[count].name, name, strlen(name));
+		req->protocols[count].min_version = version;
+		req->protocols[count].max_version = version;
+		count++;
+	}
+	req->count = cpu_to_le32(count);
+	return count;
+}
+
+static bool pvsched_offered(const struct pvsched_req_negotiate *req,
+			    const struct pvsched_reply *reply)
+{
+	unsigned int i;
+
+	for (i = 0; i < le32_to_cpu(req->count); i++) {
+		if (!memcmp(reply->protocol, req->protocols[i].name, sizeof(reply->protocol)))
+			return reply->version == req->protocols[i].max_version;
+	}
+	return false;
+}
+
+/* The reply says what the device would have liked best; an older one says nothing. */
+static void pvsched_no_protocol(struct pvsched *pv, unsigned int count)
+{
+	const struct pvsched_req_negotiate *req = &pv->exchange->negotiate;
+	const struct pvsched_reply *reply = &pv->exchange->reply;
+	unsigned int i;
+
+	dev_warn(&pv->vdev->dev, "no protocol in common: the device wants %*pE version %u\n",
+		 (int)strnlen(reply->protocol, sizeof(reply->protocol)), reply->protocol,
+		 le16_to_cpu(reply->version));
+	for (i = 0; i < count; i++)
+		dev_warn(&pv->vdev->dev, "this driver speaks %.*s version %u\n",
+			 (int)sizeof(req->protocols[i].name), req->protocols[i].name,
+			 le16_to_cpu(req->protocols[i].max_version));
+}
+
 /* Returns 0, also if the device speaks none of our protocols: pv->error says so. */
 static int pvsched_negotiate(struct pvsched *pv)
 {
 	struct pvsched_req_negotiate *req = &pv->exchange->negotiate;
 	const struct pvsched_reply *reply = &pv->exchange->reply;
+	unsigned int count = pvsched_offer(pv, req);
 	int status;
 
-	memset(req, 0, sizeof(*req));
-	req->count = cpu_to_le32(1);
-	memcpy(req->protocols[0].name, PVSCHED_PROTOCOL_LATENCY,
-	       sizeof(PVSCHED_PROTOCOL_LATENCY) - 1);
-	req->protocols[0].min_version = cpu_to_le16(PVSCHED_PROTOCOL_LATENCY_VERSION);
-	req->protocols[0].max_version = cpu_to_le16(PVSCHED_PROTOCOL_LATENCY_VERSION);
 	status = pvsched_request(pv, PVSCHED_REQ_NEGOTIATE,
-				 offsetof(struct pvsched_req_negotiate, protocols[1]));
+				 offsetof(struct pvsched_req_negotiate, protocols) +
+				 count * sizeof(req->protocols[0]));
 	if (status < 0)
 		return status;
 	pv->error = status;
+	if (status == PVSCHED_ERR_NO_PROTOCOL) {
+		pvsched_no_protocol(pv, count);
+		return 0;
+	}
 	if (status != PVSCHED_OK) {
 		dev_warn(&pv->vdev->dev, "no protocol negotiated (status %d)\n", status);
 		return 0;
 	}
-	if (memcmp(reply->protocol, req->protocols[0].name, sizeof(reply->protocol)) ||
-	    reply->version != req->protocols[0].max_version) {
+	if (!pvsched_offered(req, reply)) {
 		dev_err(&pv->vdev->dev, "device chose a protocol that was not offered\n");
 		return -EPROTO;
 	}
+	/* After suspend it may be another one, for which the publisher has to load its program. */
+	if (memcmp(pv->protocol, reply->protocol, sizeof(pv->protocol)) ||
+	    pv->version != le16_to_cpu(reply->version))
+		pvsched_publish_stop(pv);
 	memcpy(pv->protocol, reply->protocol, sizeof(pv->protocol));
 	pv->version = le16_to_cpu(reply->version);
 	pv->usable = true;
@@ -660,7 +734,7 @@ void pvsched_publisher_release(const struct file *file)
  * device, so nothing is written to it, and nothing behind the magic is read,
  * before the magic has been seen.
  */
-static int pvsched_check_config(struct virtio_device *vdev, u32 *max_vcpus)
+static int pvsched_check_config(struct virtio_device *vdev, u32 *max_vcpus, u32 *max_protocols)
 {
 	struct pvsched_config config;
 	u32 magic;
@@ -690,6 +764,7 @@ static int pvsched_check_config(struct virtio_device *vdev, u32 *max_vcpus)
 		return -ENODEV;
 	}
 	*max_vcpus = le32_to_cpu(config.max_vcpus);
+	*max_protocols = le16_to_cpu(config.max_protocols);
 	return 0;
 }
 
@@ -735,17 +810,18 @@ free:
 
 static int pvsched_probe(struct virtio_device *vdev)
 {
+	u32 max_vcpus, max_protocols;
 	struct pvsched *pv;
-	u32 max_vcpus;
 	int err;
 
-	err = pvsched_check_config(vdev, &max_vcpus);
+	err = pvsched_check_config(vdev, &max_vcpus, &max_protocols);
 	if (err)
 		return err;
 	pv = pvsched_alloc(vdev);
 	if (!pv)
 		return -ENOMEM;
 	pv->max_vcpus = max_vcpus;
+	pv->max_protocols = max_protocols;
 	vdev->priv = pv;
 
 	mutex_lock(&pvsched_lock);
@@ -865,10 +941,25 @@ static struct virtio_driver pvsched_driver = {
 	.restore	= pm_sleep_ptr(pvsched_restore),
 };
 
+static bool __init pvsched_protocol_is_known(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(pvsched_protocols); i++) {
+		if (pvsched_may_offer(i))
+			return true;
+	}
+	return false;
+}
+
 static int __init pvsched_init(void)
 {
 	int err;
 
+	if (!pvsched_protocol_is_known()) {
+		pr_err("protocol=%s: this driver does not speak that\n", protocol);
+		return -EINVAL;
+	}
 	pvsched_id_table[0].device = device_id;
 	err = pvsched_publish_init();
 	if (err)

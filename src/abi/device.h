@@ -17,7 +17,20 @@
  * the host looks at the page (see PVSCHED_APPLIED_NOTIFY). Nobody on the
  * host waits for it.
  *
- * Feature bits: none but the transport's.
+ * Feature bits: none but the transport's. A driver ignores any other that is
+ * offered, and a device refuses one that it did not offer. Whatever changes how
+ * the device is used is a new version in configuration space, a new request, or
+ * a new version of a protocol.
+ *
+ * What is not known, by its kind:
+ * - version in configuration space: the driver leaves the device alone
+ * - bytes of configuration space behind what is defined here: ignored
+ * - request type: PVSCHED_ERR_UNKNOWN_REQUEST, and nothing has changed
+ * - reserved field that is not zero: PVSCHED_ERR_MALFORMED in a request,
+ *   ignored in a reply or an event
+ * - protocol name or version: passed over; PVSCHED_ERR_NO_PROTOCOL where that
+ *   leaves none
+ * - event type, status: a status counts as a failure, an event is ignored
  */
 #ifndef PVSCHED_DEVICE_H
 #define PVSCHED_DEVICE_H
@@ -49,7 +62,8 @@ struct pvsched_config {
 /*
  * A protocol is the layout of the page, what may be said through it and what
  * the host does for it, under one name. Versions of one name are ordered; a
- * side that speaks version n of a name need not speak n - 1.
+ * side that speaks version n of a name need not speak n - 1. Two sides use the
+ * highest version that both speak.
  */
 struct pvsched_protocol {
 	char name[PVSCHED_PROTOCOL_NAME_LEN]; /* ASCII, zero-padded, not
@@ -62,6 +76,13 @@ struct pvsched_protocol {
 
 #define PVSCHED_PROTOCOL_LATENCY	"latency"
 #define PVSCHED_PROTOCOL_LATENCY_VERSION 1
+/*
+ * The page and the words of "latency". The host reads and counts, and does
+ * nothing else about it: the vCPU gets what it would get if it said nothing
+ * and no interrupt ever waited for it. For trying it out.
+ */
+#define PVSCHED_PROTOCOL_OBSERVE	"observe"
+#define PVSCHED_PROTOCOL_OBSERVE_VERSION 1
 
 enum pvsched_req_type {
 	PVSCHED_REQ_NEGOTIATE	= 1,
@@ -76,8 +97,10 @@ struct pvsched_req_header {
 };
 
 /*
- * Names what the driver can speak, the best first. Allowed again later: it
- * then drops all pages and starts afresh.
+ * Names what the driver can speak, in any order. The device has an order of
+ * its own, as the VM's operator wants it, and takes the first of its protocols
+ * that the driver names, too. Allowed again later: it then drops all pages and
+ * starts afresh.
  */
 struct pvsched_req_negotiate {
 	struct pvsched_req_header header;
@@ -125,6 +148,10 @@ struct pvsched_reply {
 	__le16 version;		/* NEGOTIATE: the version agreed on, else 0 */
 	__le16 rsvd;
 	char protocol[PVSCHED_PROTOCOL_NAME_LEN]; /* NEGOTIATE, else zero */
+	/*
+	 * With PVSCHED_ERR_NO_PROTOCOL these two are what the device would
+	 * have liked best, for the driver's log; zero if there is nothing.
+	 */
 };
 
 enum pvsched_event_type {
@@ -132,7 +159,11 @@ enum pvsched_event_type {
 	PVSCHED_EVENT_HOST_ATTACHED	= 1,
 	/* It is gone; the device re-hands over by itself when one is back. */
 	PVSCHED_EVENT_HOST_DETACHED	= 2,
-	/* The scheduler refused the vCPU; it gets no boost. */
+	/*
+	 * The scheduler refused the vCPU, or its whole VM; it gets no boost.
+	 * PVSCHED_HANDOFF_ERR_PROTOCOL: the scheduler came after NEGOTIATE,
+	 * and does not speak what was agreed on. NEGOTIATE again.
+	 */
 	PVSCHED_EVENT_VCPU_REFUSED	= 3,
 };
 

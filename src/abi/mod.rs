@@ -5,6 +5,7 @@
 //! - `device.h`: what a guest's driver and the virtio device say to each other
 //! - `handoff.h`: what a VMM and the host scheduler say to each other
 //!
+//! `README.md` there puts the first two into words, for whoever writes a guest.
 //! The headers are the only definition; their comments carry over as documentation.
 
 #[allow(

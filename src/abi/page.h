@@ -111,6 +111,7 @@ enum pvsched_applied {
 	PVSCHED_APPLIED_BOOST_TASK	= 2, /* ahead for an urgent guest task */
 	PVSCHED_APPLIED_BOOST_IRQ	= 3, /* ahead for an interrupt not yet taken */
 	PVSCHED_APPLIED_THROTTLED	= 4, /* wants a boost, its budget is spent */
+	PVSCHED_APPLIED_OBSERVED	= 5, /* protocol "observe": read and counted only */
 };
 #define PVSCHED_APPLIED_MASK		0xffULL
 /*

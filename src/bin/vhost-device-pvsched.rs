@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use log::{error, info, LevelFilter};
 use scx_pvsched::device::backend::Backend;
-use scx_pvsched::handoff::{VmName, DEFAULT_SOCKET};
+use scx_pvsched::handoff::{Protocol, VmName, DEFAULT_SOCKET};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -43,6 +43,12 @@ struct Args {
     #[arg(short = 'n', long, default_value = "vm", value_parser = parse_name)]
     vm_name: VmName,
 
+    /// What this VM is offered, the best first: latency (the host acts on what the guest says),
+    /// observe (it only counts). The guest gets the first that its driver and the scheduler speak
+    #[arg(short, long, value_name = "NAME", value_delimiter = ',', value_parser = parse_protocol,
+          default_values = ["latency", "observe"])]
+    protocol: Vec<Protocol>,
+
     /// Socket of the scheduler
     #[arg(long, default_value = DEFAULT_SOCKET)]
     handoff: PathBuf,
@@ -54,6 +60,13 @@ struct Args {
 
 fn parse_name(name: &str) -> Result<VmName, String> {
     VmName::new(name).map_err(|refusal| refusal.to_string())
+}
+
+fn parse_protocol(name: &str) -> Result<Protocol, String> {
+    let known = Protocol::all();
+    let names: Vec<_> = known.iter().map(|known| known.name.to_string()).collect();
+    let found = known.into_iter().find(|known| known.name.as_str() == name);
+    found.ok_or_else(|| format!("there is {}", names.join(", ")))
 }
 
 fn main() -> ExitCode {
@@ -97,8 +110,13 @@ fn run(args: &Args) -> Result<()> {
 
 /// Serves one QEMU until it disconnects.
 fn serve(args: &Args, listener: &mut Listener) -> Result<()> {
-    let backend = Backend::new(&args.handoff, args.vm_name.clone(), &args.qmp)
-        .context("cannot start the handover")?;
+    let backend = Backend::new(
+        &args.handoff,
+        args.vm_name.clone(),
+        &args.qmp,
+        args.protocol.clone(),
+    )
+    .context("cannot start the handover")?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon =
         VhostUserDaemon::new("pvsched".into(), Arc::new(backend), memory).map_err(in_words)?;

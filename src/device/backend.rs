@@ -26,14 +26,16 @@ use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use super::exit_event::ExitEvent;
 use super::handover::{Handover, Machine};
-use super::logic::{Device, Event, Guest, Reply, CONFIG_SIZE, EVENT_SIZE, MAX_REQUEST, REPLY_SIZE};
+use super::logic::{
+    is_negotiate, Device, Event, Guest, Reply, CONFIG_SIZE, EVENT_SIZE, MAX_REQUEST, REPLY_SIZE,
+};
 use super::vcpus::QemuVcpus;
 use crate::abi::{
-    pvsched_page, PVSCHED_HANDOFF_MAX_VCPUS, PVSCHED_QUEUE_CONTROL, PVSCHED_QUEUE_COUNT,
-    PVSCHED_QUEUE_DOORBELL, PVSCHED_QUEUE_EVENT,
+    pvsched_page, PVSCHED_ERR_NO_PROTOCOL, PVSCHED_HANDOFF_MAX_VCPUS, PVSCHED_QUEUE_CONTROL,
+    PVSCHED_QUEUE_COUNT, PVSCHED_QUEUE_DOORBELL, PVSCHED_QUEUE_EVENT,
 };
 use crate::handoff::wire::PAGE_SIZE;
-use crate::handoff::{Region, VmName};
+use crate::handoff::{Protocol, Region, VmName};
 
 const CONTROL: usize = PVSCHED_QUEUE_CONTROL as usize;
 const EVENT: usize = PVSCHED_QUEUE_EVENT as usize;
@@ -180,8 +182,14 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// `qmp` is a QMP socket of the QEMU that will connect; `handoff` the scheduler's socket.
-    pub fn new(handoff: &Path, name: VmName, qmp: &Path) -> io::Result<Self> {
+    /// `qmp` is a QMP socket of the QEMU that will connect; `handoff` the scheduler's socket;
+    /// `protocols` what the guest may choose from, the best first.
+    pub fn new(
+        handoff: &Path,
+        name: VmName,
+        qmp: &Path,
+        protocols: Vec<Protocol>,
+    ) -> io::Result<Self> {
         let machine = Arc::new(QemuMachine {
             qemu: QemuVcpus::new(qmp.into()),
             known: Mutex::default(),
@@ -192,7 +200,7 @@ impl Backend {
         Ok(Self {
             handover: Handover::start(handoff, name, machine.clone())?,
             machine,
-            device: Mutex::new(Device::new(PVSCHED_HANDOFF_MAX_VCPUS)),
+            device: Mutex::new(Device::offering(protocols, PVSCHED_HANDOFF_MAX_VCPUS)),
             stopped_at: Mutex::default(),
             control_ring: Mutex::default(),
             exit_events: Mutex::default(),
@@ -259,8 +267,13 @@ impl Backend {
         let limit = u64::try_from(MAX_REQUEST + 1).unwrap_or(u64::MAX);
         reader.take(limit).read_to_end(&mut request)?;
         let mut device = lock(&self.device);
-        device.set_offer(self.handover.offer().as_deref());
+        if is_negotiate(&request) {
+            device.set_offer(self.handover.offer().as_deref());
+        }
         let (reply, action) = device.handle(&request, &*self.machine);
+        if reply.status == PVSCHED_ERR_NO_PROTOCOL {
+            warn!("{}", device.disagreement());
+        }
         let reply = match action.map_or(Ok(()), |action| self.handover.act(action)) {
             Ok(()) => reply,
             Err(error) => {

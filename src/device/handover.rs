@@ -304,9 +304,14 @@ impl Handover {
         self.shared.wake();
     }
 
-    /// What the scheduler offers, if one is connected.
+    /// What the scheduler offers, if there is one. Where none is connected this asks, and takes as
+    /// long as the scheduler is given for an answer.
     pub fn offer(&self) -> Option<Vec<Protocol>> {
-        self.shared.wanted().offer.clone()
+        let known = self.shared.wanted().offer.clone();
+        known.or_else(|| {
+            let client = Client::connect(&self.shared.path).ok()?;
+            Some(client.welcome().protocols.clone())
+        })
     }
 }
 
@@ -496,7 +501,9 @@ impl Worker {
         }
         match self.shared.machine.vcpu_threads() {
             Ok(threads) => self.threads = threads,
-            Err(error) => self.complain(&error),
+            Err(error) => {
+                self.complain(&error);
+            }
         }
         self.next_lookup = Instant::now() + RETRY;
     }
@@ -693,7 +700,7 @@ mod tests {
         eventually(|| pages(&host) == [(0, 3), (2, 4)]);
         eventually(|| !machine.events.lock().unwrap().is_empty());
         assert_eq!(machine.events(), [Event::HostAttached]);
-        assert_eq!(handover.offer(), Some(vec![Protocol::latency()]));
+        assert_eq!(handover.offer(), Some(Protocol::all()));
 
         handover.act(Action::PageCleared { apic_id: 0 }).unwrap();
         assert_eq!(pages(&host), [(2, 4)]);
@@ -727,9 +734,37 @@ mod tests {
     }
 
     #[test]
+    fn what_the_scheduler_offers_is_known_before_anything_is_handed_over() {
+        let host = Host::start();
+        let (handover, _machine) = start(&host.path);
+        assert_eq!(handover.offer(), Some(Protocol::all()));
+        assert_eq!(host.state(), Default::default());
+    }
+
+    #[test]
+    fn a_guest_is_told_when_a_scheduler_comes_that_does_not_speak_its_protocol() {
+        let host = Host::start();
+        let (handover, machine) = start(&host.path);
+        let newer = (ProtocolName::LATENCY, 9);
+        handover.act(Action::Negotiated(Some(newer))).unwrap();
+        let gpa = 3 * PAGE_SIZE;
+        handover.act(Action::PageSet { apic_id: 0, gpa }).unwrap();
+        let refused = Event::VcpuRefused {
+            apic_id: 0,
+            code: ErrorCode::Protocol,
+        };
+        eventually(|| machine.events.lock().unwrap().contains(&refused));
+        // Once, although it goes on trying.
+        std::thread::sleep(RETRY + Duration::from_millis(200));
+        assert_eq!(machine.events(), [refused]);
+        assert_eq!(host.attached(), 0);
+    }
+
+    #[test]
     fn a_guest_may_come_before_the_scheduler_and_is_not_kept_waiting() {
         let directory = tempfile::tempdir().unwrap();
         let (handover, _machine) = start(&directory.path().join("nobody"));
+        assert_eq!(handover.offer(), None);
         let since = Instant::now();
         set_pages(&handover);
         handover.act(Action::PageCleared { apic_id: 0 }).unwrap();

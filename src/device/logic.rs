@@ -46,15 +46,15 @@ pub enum Action {
 pub struct Reply {
     /// `enum pvsched_status`
     pub status: u32,
-    /// What NEGOTIATE agreed on.
-    pub agreed: Option<(ProtocolName, u16)>,
+    /// What NEGOTIATE agreed on; if on nothing, what the device would have liked best.
+    pub protocol: Option<(ProtocolName, u16)>,
 }
 
 impl Reply {
     fn status(status: u32) -> Self {
         Self {
             status,
-            agreed: None,
+            protocol: None,
         }
     }
 
@@ -67,7 +67,7 @@ impl Reply {
         type T = pvsched_reply;
         let mut to = FieldsMut::new(REPLY_SIZE);
         to.u32(offset_of!(T, status), self.status);
-        if let Some((name, version)) = &self.agreed {
+        if let Some((name, version)) = &self.protocol {
             to.u16(offset_of!(T, version), *version);
             to.bytes(offset_of!(T, protocol), name.padded());
         }
@@ -102,8 +102,12 @@ impl Event {
 /// The state that the driver's requests build up.
 #[derive(Debug)]
 pub struct Device {
-    /// What this device knows how to hand over.
+    /// What this device was set up to offer, the best first.
+    ours: Vec<Protocol>,
+    /// What of that the scheduler offers, too.
     protocols: Vec<Protocol>,
+    /// What the driver named last.
+    asked: Vec<Protocol>,
     max_vcpus: u32,
     agreed: Option<(ProtocolName, u16)>,
     /// Guest physical address of each page, by APIC id.
@@ -111,9 +115,17 @@ pub struct Device {
 }
 
 impl Device {
+    /// Offers all protocols that it knows.
     pub fn new(max_vcpus: u32) -> Self {
+        Self::offering(Protocol::all(), max_vcpus)
+    }
+
+    /// Offers these protocols, the best first.
+    pub fn offering(protocols: Vec<Protocol>, max_vcpus: u32) -> Self {
         Self {
-            protocols: vec![Protocol::latency()],
+            protocols: protocols.clone(),
+            ours: protocols,
+            asked: Vec::new(),
             max_vcpus,
             agreed: None,
             pages: BTreeMap::new(),
@@ -141,22 +153,30 @@ impl Device {
     /// From now on agrees only on what the scheduler offers, too; with `None` on all that this
     /// device knows, since the scheduler may come later than the guest.
     pub fn set_offer(&mut self, scheduler: Option<&[Protocol]>) {
-        let ours = [Protocol::latency()];
-        let Some(scheduler) = scheduler else {
-            self.protocols = ours.into();
-            return;
+        self.protocols = match scheduler {
+            Some(scheduler) => common(&self.ours, scheduler).collect(),
+            None => self.ours.clone(),
         };
-        let common = ours.iter().filter_map(|ours| {
-            let theirs = scheduler.iter().find(|theirs| theirs.name == ours.name)?;
-            let min_version = ours.min_version.max(theirs.min_version);
-            let max_version = ours.max_version.min(theirs.max_version);
-            (min_version <= max_version).then_some(Protocol {
-                name: ours.name,
-                min_version,
-                max_version,
-            })
-        });
-        self.protocols = common.collect();
+    }
+
+    /// For the log of a device whose NEGOTIATE found nothing in common: what either side speaks.
+    pub fn disagreement(&self) -> String {
+        let list = |protocols: &[Protocol]| {
+            let names: Vec<_> = protocols.iter().map(Protocol::to_string).collect();
+            match names.is_empty() {
+                true => "nothing".into(),
+                false => names.join(", "),
+            }
+        };
+        let (ours, offered) = (list(&self.ours), list(&self.protocols));
+        let scheduler = match ours == offered {
+            true => String::new(),
+            false => format!(", of which the scheduler leaves {offered}"),
+        };
+        format!(
+            "the guest's driver speaks {}, this device offers {ours}{scheduler}",
+            list(&self.asked)
+        )
     }
 
     /// Answers one request.
@@ -164,10 +184,13 @@ impl Device {
         match self.carry_out(request, guest) {
             Ok((reply, action)) => (reply, Some(action)),
             // A NEGOTIATE that finds nothing in common has still started afresh.
-            Err(PVSCHED_ERR_NO_PROTOCOL) => (
-                Reply::status(PVSCHED_ERR_NO_PROTOCOL),
-                Some(Action::Negotiated(None)),
-            ),
+            Err(PVSCHED_ERR_NO_PROTOCOL) => {
+                let reply = Reply {
+                    status: PVSCHED_ERR_NO_PROTOCOL,
+                    protocol: self.protocols.first().map(best),
+                };
+                (reply, Some(Action::Negotiated(None)))
+            }
             Err(status) => (Reply::status(status), None),
         }
     }
@@ -207,14 +230,13 @@ impl Device {
         let driver: Vec<Protocol> = driver.collect::<Option<_>>().ok_or(PVSCHED_ERR_MALFORMED)?;
 
         self.reset();
-        let agreed = driver
-            .iter()
-            .find_map(|theirs| best_common(theirs, &self.protocols))
-            .ok_or(PVSCHED_ERR_NO_PROTOCOL)?;
-        self.agreed = Some(agreed);
+        self.asked = driver;
+        let agreed = common(&self.protocols, &self.asked).next();
+        let agreed = agreed.ok_or(PVSCHED_ERR_NO_PROTOCOL)?;
+        self.agreed = Some(best(&agreed));
         let reply = Reply {
             status: PVSCHED_OK,
-            agreed: self.agreed,
+            protocol: self.agreed,
         };
         Ok((reply, Action::Negotiated(self.agreed)))
     }
@@ -260,11 +282,21 @@ impl Device {
     }
 }
 
-/// The highest version of the driver's protocol that the device speaks, too.
-fn best_common(driver: &Protocol, ours: &[Protocol]) -> Option<(ProtocolName, u16)> {
-    let ours = ours.iter().find(|ours| ours.name == driver.name)?;
-    let version = ours.max_version.min(driver.max_version);
-    (version >= ours.min_version.max(driver.min_version)).then_some((ours.name, version))
+/// Whether the request asks what the scheduler offers.
+pub fn is_negotiate(request: &[u8]) -> bool {
+    type H = pvsched_req_header;
+    request.len() >= size_of::<H>()
+        && u32::from(Fields(request).u16(offset_of!(H, type_))) == PVSCHED_REQ_NEGOTIATE
+}
+
+/// What of `ours` is also in `theirs`, in our order.
+fn common<'a>(ours: &'a [Protocol], theirs: &'a [Protocol]) -> impl Iterator<Item = Protocol> + 'a {
+    ours.iter()
+        .filter_map(|ours| theirs.iter().find_map(|theirs| ours.common(theirs)))
+}
+
+fn best(protocol: &Protocol) -> (ProtocolName, u16) {
+    (protocol.name, protocol.max_version)
 }
 
 #[cfg(test)]
@@ -353,31 +385,104 @@ mod tests {
         assert_eq!(config[4..], [1, 0, 8, 0, 64, 0, 0, 0, 0, 16, 0, 0]);
     }
 
+    /// What the device and a driver that speaks this agree on.
+    #[track_caller]
+    fn agree(device: &mut Device, theirs: &[Protocol]) -> Option<String> {
+        let (reply, action) = device.handle(&negotiate(theirs), &Fake);
+        let agreed = reply.protocol.filter(|_| reply.status == PVSCHED_OK);
+        assert_eq!(action, Some(Action::Negotiated(agreed)));
+        assert!(agreed.is_some() || reply.status == PVSCHED_ERR_NO_PROTOCOL);
+        agreed.map(|(name, version)| format!("{name} {version}"))
+    }
+
     #[test]
-    fn the_drivers_first_choice_in_common_is_taken_in_its_highest_version() {
-        let mut device = Device::new(8);
-        device.protocols = vec![protocol("latency", 1, 3), protocol("other", 2, 2)];
-        let agree = |device: &mut Device, theirs: &[Protocol]| {
-            let (reply, action) = device.handle(&negotiate(theirs), &Fake);
-            assert_eq!(action, Some(Action::Negotiated(reply.agreed)));
-            reply
-                .agreed
-                .map(|(name, version)| (name.to_string(), version))
-        };
-        let latency = |version| Some(("latency".into(), version));
+    fn the_devices_first_choice_in_common_is_taken_in_its_highest_version() {
+        let ours = vec![protocol("latency", 1, 3), protocol("other", 2, 2)];
+        let mut device = Device::offering(ours, 8);
+        let latency = |version| Some(format!("latency {version}"));
         let unknown = protocol("unknown", 1, 9);
         let other = protocol("other", 1, 5);
         assert_eq!(agree(&mut device, &[protocol("latency", 2, 9)]), latency(3));
         assert_eq!(
-            agree(&mut device, &[unknown, protocol("latency", 1, 2), other]),
+            agree(&mut device, &[unknown, other, protocol("latency", 1, 2)]),
             latency(2)
         );
         assert_eq!(
             agree(&mut device, &[other, unknown]),
-            Some(("other".into(), 2))
+            Some("other 2".into())
+        );
+        assert_eq!(
+            agree(&mut device, &[protocol("latency", 4, 5), other]),
+            Some("other 2".into())
         );
         assert_eq!(agree(&mut device, &[unknown]), None);
         assert_eq!(agree(&mut device, &[protocol("latency", 4, 5)]), None);
+    }
+
+    #[test]
+    fn a_vms_operator_chooses_the_protocol() {
+        let both = [Protocol::latency(), Protocol::observe()];
+        let mut plain = Device::new(8);
+        assert_eq!(agree(&mut plain, &both), Some("latency 1".into()));
+        let mut observing = Device::offering(vec![Protocol::observe()], 8);
+        assert_eq!(agree(&mut observing, &both), Some("observe 1".into()));
+        assert_eq!(agree(&mut observing, &both[..1]), None);
+        let mut prefers = Device::offering(vec![Protocol::observe(), Protocol::latency()], 8);
+        assert_eq!(agree(&mut prefers, &both), Some("observe 1".into()));
+        assert_eq!(agree(&mut prefers, &both[..1]), Some("latency 1".into()));
+    }
+
+    #[test]
+    fn a_newer_guest_and_a_newer_host_agree_on_the_common_part() {
+        let newer = [
+            protocol("throughput", 1, 1),
+            protocol("latency", 1, 9),
+            protocol("observe", 1, 4),
+        ];
+        // A newer guest on this device.
+        assert_eq!(agree(&mut Device::new(8), &newer), Some("latency 1".into()));
+        // A newer device, with a guest as of now and one in between.
+        let mut device = Device::offering(newer.into(), 8);
+        assert_eq!(
+            agree(&mut device, &Protocol::all()),
+            Some("latency 1".into())
+        );
+        assert_eq!(
+            agree(&mut device, &[protocol("latency", 3, 5)]),
+            Some("latency 5".into())
+        );
+        // A newer scheduler than this device, and a newer device than the scheduler.
+        let mut device = Device::new(8);
+        device.set_offer(Some(&newer));
+        assert_eq!(agree(&mut device, &newer), Some("latency 1".into()));
+        let mut device = Device::offering(newer.into(), 8);
+        device.set_offer(Some(&Protocol::all()));
+        assert_eq!(agree(&mut device, &newer), Some("latency 1".into()));
+    }
+
+    #[test]
+    fn a_refusal_names_what_either_side_speaks() {
+        let mut device = Device::offering(vec![protocol("latency", 2, 3)], 8);
+        let ask = [protocol("latency", 1, 1), protocol("unknown", 1, 9)];
+        let (reply, _) = device.handle(&negotiate(&ask), &Fake);
+        let best = (ProtocolName::LATENCY, 3);
+        assert_eq!(
+            (reply.status, reply.protocol),
+            (PVSCHED_ERR_NO_PROTOCOL, Some(best))
+        );
+        assert_eq!(
+            device.disagreement(),
+            "the guest's driver speaks latency 1, unknown 1 to 9, this device offers latency 2 to 3"
+        );
+        device.set_offer(Some(&[]));
+        let (reply, _) = device.handle(&negotiate(&ask), &Fake);
+        assert_eq!(
+            (reply.status, reply.protocol),
+            (PVSCHED_ERR_NO_PROTOCOL, None)
+        );
+        assert!(device
+            .disagreement()
+            .ends_with("of which the scheduler leaves nothing"));
     }
 
     #[test]
@@ -390,6 +495,13 @@ mod tests {
             device.set_offer(offer);
             assert_eq!(device.handle(&ask, &Fake).0.status, PVSCHED_OK);
         }
+        // A scheduler that does not know `observe` leaves what it knows, whatever comes first.
+        let mut device = Device::offering(vec![Protocol::observe(), Protocol::latency()], 8);
+        device.set_offer(Some(&[Protocol::latency()]));
+        assert_eq!(
+            agree(&mut device, &Protocol::all()),
+            Some("latency 1".into())
+        );
     }
 
     #[test]
@@ -420,6 +532,10 @@ mod tests {
         let mut backwards = negotiate(&[Protocol::latency()]);
         backwards[32] = 9;
         refused(&mut device, &backwards, PVSCHED_ERR_MALFORMED);
+        // The reserved field of a protocol, where a later version might put features.
+        let mut features = negotiate(&[Protocol::latency()]);
+        features[36] = 1;
+        refused(&mut device, &features, PVSCHED_ERR_MALFORMED);
         let unknown = request(9, 8).into_bytes();
         refused(&mut device, &unknown, PVSCHED_ERR_UNKNOWN_REQUEST);
     }

@@ -152,7 +152,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            protocols: vec![Protocol::latency()],
+            protocols: Protocol::all(),
             limits: Limits::default(),
             access: Access::LikeKvm,
         }

@@ -396,7 +396,7 @@ fn register_bytes(patches: &[(usize, &[u8])]) -> Vec<u8> {
 fn a_vm_hands_over_its_vcpus_and_takes_them_back() {
     let host = Host::start();
     let mut vm = host.vm();
-    assert_eq!(vm.welcome().protocols, [Protocol::latency()]);
+    assert_eq!(vm.welcome().protocols, Protocol::all());
     let (a, b) = (Vcpu::start(), Vcpu::start());
     vm.attach_vcpu(0, 5 * PAGE_SIZE, a.pidfd().as_fd()).unwrap();
     vm.attach_vcpu(7, HIGH + 9 * PAGE_SIZE, b.pidfd().as_fd())

@@ -216,16 +216,21 @@ impl fmt::Display for VmName {
 pub struct ProtocolName([u8; PROTOCOL_NAME_LEN]);
 
 impl ProtocolName {
-    /// The protocol that every part of this project speaks.
-    pub const LATENCY: Self = {
+    /// The host acts on what the guest says.
+    pub const LATENCY: Self = Self::from_c(PVSCHED_PROTOCOL_LATENCY);
+    /// The same page, and the host only counts.
+    pub const OBSERVE: Self = Self::from_c(PVSCHED_PROTOCOL_OBSERVE);
+
+    /// Of a header's string, which is shorter than a name may be.
+    const fn from_c(text: &[u8]) -> Self {
         let mut name = [0; PROTOCOL_NAME_LEN];
         let mut i = 0;
-        while i < PVSCHED_PROTOCOL_LATENCY.len() {
-            name[i] = PVSCHED_PROTOCOL_LATENCY[i];
+        while i < text.len() {
+            name[i] = text[i];
             i += 1;
         }
         Self(name)
-    };
+    }
 
     /// `None` unless 1 to 16 printable ASCII characters.
     pub fn new(name: &[u8]) -> Option<Self> {
@@ -273,7 +278,7 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// What this version of the project speaks.
+    /// `latency` as this version of the project speaks it.
     pub fn latency() -> Self {
         let version = narrow(PVSCHED_PROTOCOL_LATENCY_VERSION);
         Self {
@@ -281,6 +286,31 @@ impl Protocol {
             min_version: version,
             max_version: version,
         }
+    }
+
+    /// `observe` as this version of the project speaks it.
+    pub fn observe() -> Self {
+        let version = narrow(PVSCHED_PROTOCOL_OBSERVE_VERSION);
+        Self {
+            name: ProtocolName::OBSERVE,
+            min_version: version,
+            max_version: version,
+        }
+    }
+
+    /// All that this version of the project speaks, the best first.
+    pub fn all() -> Vec<Self> {
+        vec![Self::latency(), Self::observe()]
+    }
+
+    /// The versions that both speak, if they are of one name.
+    pub fn common(&self, other: &Self) -> Option<Self> {
+        let common = Self {
+            name: self.name,
+            min_version: self.min_version.max(other.min_version),
+            max_version: self.max_version.min(other.max_version),
+        };
+        (self.name == other.name && common.min_version <= common.max_version).then_some(common)
     }
 
     pub fn has(&self, name: &ProtocolName, version: u16) -> bool {
@@ -312,6 +342,16 @@ impl Protocol {
                 at + offset_of!(pvsched_protocol, max_version),
                 self.max_version,
             );
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.min_version)?;
+        if self.max_version > self.min_version {
+            write!(f, " to {}", self.max_version)?;
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::stats::{quantile_us, Metrics};
+use super::stats::{quantile_us, Metrics, OBSERVED};
 
 /// Writes one report: what changed since `before`, then a line for each vCPU.
 ///
@@ -77,17 +77,24 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
             vm.class, vm.nice, vm.task_budget_us, vm.irq_budget_us,
         )?;
         for (apic_id, vcpu) in &vm.vcpus {
-            writeln!(
+            write!(
                 out,
-                "    {:<4} tid {:<8} {:<12} {:<12} task {:<7} irq {:<8} thr {}",
-                apic_id,
-                vcpu.tid,
-                vcpu.published,
-                vcpu.applied,
-                vcpu.boosts_task,
-                vcpu.boosts_irq,
-                vcpu.throttles,
+                "    {:<4} tid {:<8} {:<12} {:<12} ",
+                apic_id, vcpu.tid, vcpu.published, vcpu.applied,
             )?;
+            if vcpu.applied == OBSERVED {
+                writeln!(
+                    out,
+                    "would-be task {:<7} irq {}",
+                    vcpu.would_task, vcpu.would_irq,
+                )?;
+            } else {
+                writeln!(
+                    out,
+                    "task {:<7} irq {:<8} thr {}",
+                    vcpu.boosts_task, vcpu.boosts_irq, vcpu.throttles,
+                )?;
+            }
         }
     }
     out.flush()?;
@@ -131,6 +138,14 @@ mod tests {
             boosts_task: 7,
             ..Default::default()
         };
+        let observed = VcpuMetrics {
+            tid: 1_234_567,
+            published: "deadline".into(),
+            applied: OBSERVED.into(),
+            would_task: 1_234_567,
+            would_irq: 8901,
+            ..Default::default()
+        };
         let vm = VmMetrics {
             name: "guest".into(),
             protocol: "latency v1".into(),
@@ -138,7 +153,7 @@ mod tests {
             nice: "-20..19".into(),
             task_budget_us: 10_000_000,
             irq_budget_us: 1_000_000,
-            vcpus: [(1, vcpu)].into(),
+            vcpus: [(1, vcpu), (2, observed)].into(),
         };
         let before = Metrics {
             direct: 10,
@@ -165,6 +180,7 @@ mod tests {
         );
         let granted = "granted: deadline, nice -20..19, budgets task 10000000 irq 1000000 us";
         assert!(text.contains(granted), "{text}");
+        assert!(text.contains("would-be task 1234567 irq 8901"), "{text}");
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

@@ -14,6 +14,7 @@ use log::{info, warn};
 use super::bpf::{intf, MapValue};
 use super::config::{Allowed, Config};
 use crate::handoff::server::{MappedPage, Registry, RegistryError, VcpuInfo, VmId, VmInfo};
+use crate::handoff::ProtocolName;
 
 /// The number of `ioctl` in x86-64's system call table.
 const SYS_IOCTL: &str = "16";
@@ -77,7 +78,7 @@ impl Vms {
             attachments: 0,
             vms: BTreeMap::new(),
         };
-        vms.grant(NOBODY, vms.config.default())?;
+        vms.grant(NOBODY, vms.config.default(), ProtocolName::LATENCY)?;
         Ok(vms)
     }
 
@@ -88,22 +89,30 @@ impl Vms {
     /// When a map cannot be written.
     pub fn configure(&mut self, config: Config) -> Result<()> {
         self.config = config;
-        self.grant(NOBODY, self.config.default())?;
+        self.grant(NOBODY, self.config.default(), ProtocolName::LATENCY)?;
         for vm in self.vms.values_mut() {
             vm.allowed = self.config.allowed_to(&vm.info).clone();
         }
         for vm in self.vms.values() {
-            self.grant(vm.slot, &vm.allowed)?;
+            self.grant(vm.slot, &vm.allowed, vm.info.protocol)?;
         }
         Ok(())
     }
 
     /// Tells the BPF programs what the VM with this entry may have.
-    fn grant(&self, slot: u32, allowed: &Allowed) -> Result<(), libbpf_rs::Error> {
-        let vm = allowed.to_pv_vm().to_bytes();
+    fn grant(
+        &self,
+        slot: u32,
+        allowed: &Allowed,
+        protocol: ProtocolName,
+    ) -> Result<(), libbpf_rs::Error> {
+        let vm = intf::pv_vm {
+            observe: u32::from(protocol == ProtocolName::OBSERVE),
+            ..allowed.to_pv_vm()
+        };
         self.maps
             .vms
-            .update(&slot.to_ne_bytes(), &vm, MapFlags::ANY)
+            .update(&slot.to_ne_bytes(), &vm.to_bytes(), MapFlags::ANY)
     }
 
     /// An entry of the map `vms` that no VM has.
@@ -202,7 +211,7 @@ impl Registry for Vms {
             .free_slot()
             .ok_or_else(|| RegistryError::Internal("there is no room for another VM".into()))?;
         let allowed = self.config.allowed_to(info).clone();
-        self.grant(slot, &allowed)
+        self.grant(slot, &allowed, info.protocol)
             .map_err(|error| RegistryError::Internal(error.to_string()))?;
         self.vms.insert(
             vm.0,

@@ -28,6 +28,10 @@ pub struct VcpuMetrics {
     pub boosts_irq: u64,
     #[stat(desc = "times that a budget was spent")]
     pub throttles: u64,
+    #[stat(desc = "protocol observe: boosts for urgent guest tasks that were not given")]
+    pub would_task: u64,
+    #[stat(desc = "protocol observe: boosts for interrupts that were not given")]
+    pub would_irq: u64,
     #[stat(desc = "CPU time in microseconds")]
     pub ran_us: u64,
     #[stat(desc = "part of that in which a boost was in force, in microseconds")]
@@ -226,6 +230,8 @@ impl VcpuMetrics {
             boosts_task: task.boosts_task,
             boosts_irq: task.boosts_irq,
             throttles: task.throttles,
+            would_task: task.would_task,
+            would_irq: task.would_irq,
             ran_us: task.ran / 1000,
             boosted_us: task.ran_boosted / 1000,
         }
@@ -252,6 +258,9 @@ pub fn describe_urgency(urgency: u64) -> String {
     }
 }
 
+/// What is applied to the vCPUs of a VM whose protocol is `observe`.
+pub const OBSERVED: &str = "observed";
+
 /// An applied word of `src/abi/page.h`.
 #[must_use]
 pub fn describe_applied(applied: u64) -> &'static str {
@@ -261,6 +270,7 @@ pub fn describe_applied(applied: u64) -> &'static str {
         abi::PVSCHED_APPLIED_BOOST_TASK => "boost: task",
         abi::PVSCHED_APPLIED_BOOST_IRQ => "boost: irq",
         abi::PVSCHED_APPLIED_THROTTLED => "throttled",
+        abi::PVSCHED_APPLIED_OBSERVED => OBSERVED,
         _ => "unknown",
     }
 }
@@ -301,6 +311,7 @@ mod tests {
             "hints_timer",
             "hint_to_running",
             "boosts_irq",
+            "would_task",
             "published",
         ] {
             assert!(text.contains(name), "{name} is not described in:\n{text}");

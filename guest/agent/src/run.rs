@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 use libbpf_rs::{set_print, PrintLevel};
+use scx_pvsched::abi;
 
 use crate::driver::{Claim, Driver, NODE};
 use crate::program;
@@ -91,8 +92,12 @@ pub fn missing(info: &pvsched_info) -> &'static str {
          virtio_pvsched with device_id=ID)"
     } else if info.flags & PVSCHED_INFO_BROKEN != 0 {
         "the device stopped answering (see dmesg; when it is back, reload virtio_pvsched)"
+    } else if info.error == abi::PVSCHED_ERR_NO_PROTOCOL {
+        "driver and device have no protocol in common (dmesg says what the device offers, which its \
+         option --protocol decides; the driver offers all that it knows, or what its parameter \
+         protocol says)"
     } else {
-        "driver and device have no protocol in common, or the device is suspended (see dmesg)"
+        "the device is suspended, or refused to negotiate (see dmesg)"
     }
 }
 

@@ -177,6 +177,7 @@ impl From<&abi::pvsched_page> for Words {
                 abi::PVSCHED_APPLIED_BOOST_TASK => "boost-task",
                 abi::PVSCHED_APPLIED_BOOST_IRQ => "boost-irq",
                 abi::PVSCHED_APPLIED_THROTTLED => "throttled",
+                abi::PVSCHED_APPLIED_OBSERVED => "observed",
                 _ => "unknown",
             },
             notify: page.applied & u64::from(abi::PVSCHED_APPLIED_NOTIFY) != 0,
@@ -446,6 +447,24 @@ mod tests {
                 throttles: 8,
             }
         );
+    }
+
+    #[test]
+    fn an_observed_vcpu_is_shown_as_such() {
+        let mut bytes = [0; 192];
+        with_word(&mut bytes, 128, 5);
+        assert_eq!(Words::from(&page_from(bytes)).applied, "observed");
+    }
+
+    #[test]
+    fn no_protocol_in_common_is_told_from_a_suspended_device() {
+        let refused = pvsched_info {
+            error: abi::PVSCHED_ERR_NO_PROTOCOL,
+            ..info(PVSCHED_INFO_DEVICE)
+        };
+        let explain = |info| Status::decode(&info, &[]).explanation;
+        assert!(explain(refused).contains("no protocol in common"));
+        assert!(!explain(info(PVSCHED_INFO_DEVICE)).contains("in common"));
     }
 
     #[test]

@@ -108,6 +108,8 @@ impl Allowed {
                 Groups::Own => intf::pv_groups_PV_GROUPS_OWN,
                 Groups::Shared => intf::pv_groups_PV_GROUPS_SHARED,
             },
+            observe: 0,
+            rsvd: 0,
         }
     }
 

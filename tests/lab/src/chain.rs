@@ -194,11 +194,11 @@ pub struct Device {
 impl Device {
     /// Starts it and waits until QEMU can connect.
     pub fn start(vm_name: &str) -> Result<Self> {
-        Self::start_with(vm_name, &[])
+        Self::start_with::<&str>(vm_name, &[])
     }
 
     /// [`Device::start`] with more arguments.
-    pub fn start_with(vm_name: &str, more: &[&str]) -> Result<Self> {
+    pub fn start_with<A: AsRef<str>>(vm_name: &str, more: &[A]) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("pvsched-device.")
             .tempdir()?;
@@ -207,7 +207,7 @@ impl Device {
         let mut arguments = vec!["--verbose".into(), "--vm-name".into(), vm_name.into()];
         arguments.extend(["--socket-path".into(), socket.clone().into_os_string()]);
         arguments.extend(["--qmp".into(), qmp.into_os_string()]);
-        arguments.extend(more.iter().map(Into::into));
+        arguments.extend(more.iter().map(|more| more.as_ref().into()));
         let name = format!("device-{vm_name}");
         let mut daemon = Daemon::start(&name, "vhost-device-pvsched", &arguments)?;
         daemon.wait_until("listening", STOP_LIMIT, || {
@@ -273,6 +273,10 @@ pub struct VmOptions {
     pub driver: bool,
     /// Whether the agent publishes; needs the driver.
     pub agent: bool,
+    /// More arguments of the device.
+    pub device_arguments: Vec<String>,
+    /// Parameters of the driver, as for insmod.
+    pub driver_parameters: String,
 }
 
 impl Default for VmOptions {
@@ -285,6 +289,8 @@ impl Default for VmOptions {
             memory_mib: 256,
             driver: true,
             agent: true,
+            device_arguments: Vec::new(),
+            driver_parameters: String::new(),
         }
     }
 }
@@ -296,12 +302,13 @@ pub struct Vm {
     pub guest: Guest,
     pub device: Device,
     vcpus: u32,
+    driver_parameters: String,
 }
 
 impl Vm {
     /// Starts the device, boots the guest, loads the driver and starts the agent.
     pub fn start(options: &VmOptions) -> Result<Self> {
-        let device = Device::start(&options.name)?;
+        let device = Device::start_with(&options.name, &options.device_arguments)?;
         let smp = options
             .smp
             .clone()
@@ -320,6 +327,7 @@ impl Vm {
             guest,
             device,
             vcpus: options.vcpus,
+            driver_parameters: options.driver_parameters.clone(),
         };
         if options.driver {
             vm.load_driver()?;
@@ -332,7 +340,10 @@ impl Vm {
 
     pub fn load_driver(&self) -> Result<()> {
         self.guest
-            .exec("guest-up", COMMAND_LIMIT)?
+            .exec(
+                &format!("guest-up {}", self.driver_parameters),
+                COMMAND_LIMIT,
+            )?
             .ok()
             .with_context(|| self.state("the driver was not loaded"))?;
         Ok(())

@@ -103,7 +103,7 @@ fn publishes_and_is_served(kernel: Kernel) -> Result<()> {
 }
 
 /// What `scx_pvsched --monitor` prints within a second.
-fn monitor_once() -> Result<String> {
+pub fn monitor_once() -> Result<String> {
     let mut monitor = Daemon::start("monitor", "scx_pvsched", ["--monitor", "0.3"])?;
     thread::sleep(Duration::from_secs(1));
     let status = monitor.stop(Signal::SIGINT, margins::START)?;

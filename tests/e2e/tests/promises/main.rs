@@ -13,5 +13,6 @@ mod host;
 mod latency;
 mod leftovers;
 mod priority;
+mod protocol;
 mod vm;
 mod weights;
