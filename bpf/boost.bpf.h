@@ -106,11 +106,11 @@ static inline void hint_taken(struct pv_task *t, u64 now)
  * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
  * each would only cut other turns short; it is put ahead while it is owed time.
  * Of a guest that does not publish nobody knows what comes of them: it may be
- * ahead by the length of two turns.
+ * ahead by the length of a turn.
  */
 static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 {
-	s64 most = t->speaks ? 0 : 2 * (s64)slice_ns;
+	s64 most = t->speaks ? 0 : (s64)slice_ns;
 
 	return rank > PV_RANK_IRQ || t->promise || lead <= most;
 }

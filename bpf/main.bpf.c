@@ -439,7 +439,7 @@ bool BPF_STRUCT_OPS(pvsched_yield, struct task_struct *from, struct task_struct 
 	t = task_of(to);
 	if (!t || !t->is_vcpu || READ_ONCE(t->state) != PV_STATE_FAIR)
 		return false;
-	WRITE_ONCE(t->given_until, now + irq_boost_ns);
+	WRITE_ONCE(t->given_until, now + PV_GRACE_NS);
 	COUNT(yields_to);
 	call_ahead(to, t, PV_RANK_IRQ, true, now);
 	return true;

@@ -21,8 +21,11 @@
 /* Tunables; the meanings are those of the command line (src/scheduler/options.rs). */
 const volatile u64 slice_ns = 4000000;
 const volatile u64 slice_min_ns = 1000000;
-const volatile u64 irq_boost_ns = 1000000;
+const volatile u64 irq_boost_ns = 300000;
 const volatile u64 guard_ns = 100000000;
+
+/* How long a vCPU is kept ahead for what is about to come: a timer, the release of a lock. */
+#define PV_GRACE_NS	PV_NSEC_PER_MSEC
 
 const volatile u32 nr_llcs = 1;
 const volatile u32 nr_cpu_ids = 1;
