@@ -429,3 +429,19 @@ const _: () = assert!(
     PVSCHED_QUEUE_CONTROL == 0 && PVSCHED_QUEUE_EVENT == 1 && PVSCHED_QUEUE_DOORBELL == 2,
     "handle_event takes positions within queues_per_thread for ring numbers"
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// vhost-user-backend refuses whatever else a driver may want.
+    #[test]
+    fn no_feature_is_offered_but_the_transports() {
+        let folder = tempfile::tempdir().unwrap();
+        let (nobody, qmp) = (folder.path().join("nobody"), folder.path().join("qmp"));
+        let name = VmName::new("guest").unwrap();
+        let backend = Backend::new(&nobody, name, &qmp, Protocol::all()).unwrap();
+        // VHOST_USER_F_PROTOCOL_FEATURES never reaches the guest.
+        assert_eq!(backend.features(), 1 << 32 | 1 << 30);
+    }
+}

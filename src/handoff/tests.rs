@@ -556,6 +556,19 @@ fn names_and_protocols_that_are_none_are_refused() {
 }
 
 #[test]
+fn a_newer_client_gets_the_common_version_and_every_protocol_that_is_offered() {
+    let host = Host::start();
+    let file = memory();
+    for protocol in Protocol::all() {
+        let peer = host.peer();
+        peer.ask(&hello(1, 9), &[]).unwrap();
+        let name = protocol.name.padded();
+        peer.say(&register_bytes(&[(80, name)]), &[file.as_fd()])
+            .unwrap();
+    }
+}
+
+#[test]
 fn memory_that_cannot_be_shared_is_refused() {
     let host = Host::start();
     let peer = host.peer().greeted();
