@@ -14,6 +14,7 @@
 #define PVSCHED_BOOST_BPF_H
 
 #include "state.bpf.h"
+#include "roles.bpf.h"
 
 /*
  * An interrupt of which nothing is known is expected to wake somebody urgent
@@ -34,6 +35,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	if (!v) {
 		t->attachment = 0;
 		t->vm = 0;
+		t->role = 0;
 		return NULL;
 	}
 	page = v->page;
@@ -53,6 +55,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->vm = v->vm;
 		t->attachment = v->attachment;
 	}
+	t->role = READ_ONCE(page->role);
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
 		return NULL;
 	/* Keeps clang from turning the branch into arithmetic on a pointer. */
@@ -91,10 +94,13 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 /*
  * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
  * each would only cut other turns short; it is put ahead while it is owed time.
+ * The guest may say better what a vCPU is for.
  */
 static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 {
-	return rank > PV_RANK_IRQ || t->promise || lead <= 0;
+	if (rank > PV_RANK_IRQ || has_role(t, PVSCHED_ROLE_INTERRUPT))
+		return true;
+	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= 0);
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */

@@ -101,7 +101,7 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 		WRITE_ONCE(t->posted, 0);
 		return;
 	}
-	target = cpu_to_take(p, here, rank, now);
+	target = cpu_to_take(p, here, home_of(p, t), rank, now);
 	c = cpu_of(target);
 	if (!c) {
 		WRITE_ONCE(t->posted, 0);

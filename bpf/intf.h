@@ -109,7 +109,7 @@ struct pv_task {
 	u32 task_spent;		/* budget of lead is spent */
 	u32 irq_spent;		/* budget of interrupt boosts is spent */
 	u32 vm;			/* the number of its VM, 0 while nobody has handed it over */
-	u32 rsvd;
+	u32 role;		/* pvsched_page.role, 0 without a page */
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 
@@ -131,6 +131,15 @@ struct pv_task {
 struct pv_vm {
 	u64 task_budget_ns;	/* how far a boost may carry a vCPU ahead of its share */
 	u64 irq_budget_ns;	/* for how long interrupts alone may boost it */
+};
+
+/*
+ * The CPU of a vCPU that has an exclusion group. The scheduler process gives
+ * it, from what it reads in pv_task.role (src/scheduler/placement.rs).
+ */
+struct pv_home {
+	s32 cpu;		/* -1 none */
+	u32 rsvd;
 };
 
 /* One per CPU. */

@@ -83,6 +83,17 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
                 vcpu.boosts_irq,
                 vcpu.throttles,
             )?;
+            if vcpu.group != 0 || vcpu.role != "none" {
+                let home = match vcpu.home {
+                    -1 => "any CPU".to_owned(),
+                    cpu => format!("CPU {cpu}"),
+                };
+                writeln!(
+                    out,
+                    "         role {}, group {}, on {home}",
+                    vcpu.role, vcpu.group
+                )?;
+            }
         }
     }
     out.flush()?;
@@ -123,6 +134,9 @@ mod tests {
             tid: 12345,
             published: "rt 90".into(),
             applied: "boost: task".into(),
+            role: "interrupt".into(),
+            group: 65535,
+            home: 1023,
             boosts_task: 7,
             ..Default::default()
         };
@@ -152,6 +166,10 @@ mod tests {
         assert!(text.contains("running 4/4/4"), "{text}");
         assert!(
             text.contains("rt 90") && text.contains("boost: task"),
+            "{text}"
+        );
+        assert!(
+            text.contains("role interrupt, group 65535, on CPU 1023"),
             "{text}"
         );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
+use super::placement::Groups;
 use crate::handoff;
 
 /// scx_pvsched: a sched_ext host scheduler that knows what its virtual machines are doing.
@@ -44,6 +45,14 @@ pub struct Options {
     /// Longest time for which a CPU gives boosted turns only while others wait, in microseconds
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1000..=1_000_000))]
     pub guard_us: u64,
+
+    /// Between whose vCPUs the exclusion groups that guests declare hold
+    #[arg(long, value_enum, default_value_t = Groups::Own, value_name = "WHOSE")]
+    pub groups: Groups,
+
+    /// Keep vCPUs of one exclusion group on different cores, not only on different CPUs
+    #[arg(long)]
+    pub smt_isolate: bool,
 
     /// Handoff socket for VMMs
     #[arg(long, value_name = "PATH", default_value = handoff::DEFAULT_SOCKET)]
