@@ -10,4 +10,5 @@ mod handoff;
 mod host;
 mod latency;
 mod leftovers;
+mod placement;
 mod vm;
