@@ -15,6 +15,7 @@
 #define PVSCHED_BOOST_BPF_H
 
 #include "observe.bpf.h"
+#include "roles.bpf.h"
 
 /*
  * An interrupt of which nothing is known is expected to wake somebody urgent
@@ -37,6 +38,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->attachment = 0;
 		t->would_be = PV_BOOST_NONE;
 		t->vm = 0;
+		t->role = 0;
 		return NULL;
 	}
 	page = v->page;
@@ -58,6 +60,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->vm = v->vm;
 		t->attachment = v->attachment;
 	}
+	t->role = is_observed(t) ? 0 : READ_ONCE(page->role);
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
 		return NULL;
 	t->speaks = 1;
@@ -106,13 +109,15 @@ static inline void hint_taken(struct pv_task *t, u64 now)
  * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
  * each would only cut other turns short; it is put ahead while it is owed time.
  * Of a guest that does not publish nobody knows what comes of them: it may be
- * ahead by the length of a turn.
+ * ahead by the length of a turn. And a guest may say what a vCPU is for.
  */
 static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 {
 	s64 most = t->speaks ? 0 : (s64)slice_ns;
 
-	return rank > PV_RANK_IRQ || t->promise || lead <= most;
+	if (rank > PV_RANK_IRQ || has_role(t, PVSCHED_ROLE_INTERRUPT))
+		return true;
+	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= most);
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */

@@ -117,6 +117,8 @@ struct pv_task {
 	u32 guest_weight;	/* what its guest makes of its weight, 0 nothing yet */
 	u32 guest_class;	/* enum pvsched_class, of the most urgent that runs or waits */
 	u32 speaks;		/* its guest publishes */
+	u32 role;		/* pvsched_page.role, 0 without a page */
+	u32 rsvd;
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 
@@ -136,13 +138,6 @@ struct pv_task {
 	u32 rsvd1;
 };
 
-/* Which of a VM's exclusion groups count; pv_vm.groups. */
-enum pv_groups {
-	PV_GROUPS_NONE	 = 0,
-	PV_GROUPS_OWN	 = 1,	/* between its own vCPUs */
-	PV_GROUPS_SHARED = 2,	/* between all VMs that may share groups */
-};
-
 /*
  * What a VM may have: one per VM, by number. Number 0 holds the defaults, which
  * are also for vCPUs that nobody handed over. The scheduler process writes them,
@@ -154,8 +149,15 @@ struct pv_vm {
 	u32 rank_max;		/* highest rank that its tasks may have; see policy.h */
 	u32 weight_min;		/* what its tasks' nice values may make of a vCPU's */
 	u32 weight_max;		/* weight, in the kernel's units: 1024 leaves it alone */
-	u32 groups;		/* enum pv_groups */
 	u32 observe;		/* nothing that its guest says, and no hint, has an effect */
+};
+
+/*
+ * The CPU of a vCPU that has an exclusion group. The scheduler process gives
+ * it, from what it reads in pv_task.role (src/scheduler/placement.rs).
+ */
+struct pv_home {
+	s32 cpu;		/* -1 none */
 	u32 rsvd;
 };
 

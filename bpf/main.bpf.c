@@ -44,9 +44,14 @@ static inline u32 llc_of_cpu(s32 cpu)
 
 s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
 {
+	struct pv_task *t = task_of(p);
+	s32 cpu = t ? home_of(p, t) : -1;
 	bool idle = false;
-	s32 cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
 
+	if (cpu >= 0)
+		idle = scx_bpf_test_and_clear_cpu_idle(cpu);
+	else
+		cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
 	if (idle) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
 		COUNT(direct);
@@ -54,38 +59,41 @@ s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 
 	return cpu;
 }
 
+/* A vCPU with SCHED_BATCH work, or for nothing else: it wants long turns rather than early ones. */
+static inline bool is_batch(struct pv_task *t)
+{
+	return t->is_vcpu &&
+	       (t->guest_class == PVSCHED_CLASS_BATCH || has_role(t, PVSCHED_ROLE_BATCH));
+}
+
 /*
  * Whether waking @p has so much better a claim than the task on @cpu that it
  * need not wait for the end of that turn. Half a slice of difference keeps
- * tasks of like claims from interrupting each other.
+ * tasks of like claims from interrupting each other; a latency-critical vCPU
+ * may, and one for batch work never does.
  */
 static inline bool outranks_current(struct pv_task *t, struct pv_cpu *c, u64 now)
 {
 	u64 at = READ_ONCE(c->vtime_at);
 	u64 vtime = READ_ONCE(c->vtime) + pv_charge(now > at ? now - at : 0, READ_ONCE(c->weight));
+	u64 margin = has_role(t, PVSCHED_ROLE_LATENCY) ? 0 : slice_ns / 2;
 
-	return !READ_ONCE(c->rank) && pv_before(t->vtime + slice_ns / 2, vtime);
+	return !is_batch(t) && !READ_ONCE(c->rank) && pv_before(t->vtime + margin, vtime);
 }
 
-/* A vCPU whose guest has SCHED_BATCH work: it wants long turns rather than early ones. */
-static inline bool is_batch(struct pv_task *t)
-{
-	return t->is_vcpu && t->guest_class == PVSCHED_CLASS_BATCH;
-}
-
-static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, u32 rank,
-				   u64 now, u64 enq_flags)
+static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, s32 home,
+				   u32 rank, u64 now, u64 enq_flags)
 {
 	s32 target;
 
 	t->extra_turn = 1;
 	WRITE_ONCE(t->state, PV_STATE_BOOST);
-	scx_bpf_dsq_insert_vtime(p, BOOST_DSQ(llc_of_cpu(cpu)), BOOST_SLICE_NS,
+	scx_bpf_dsq_insert_vtime(p, boost_dsq(home, llc_of_cpu(cpu)), BOOST_SLICE_NS,
 				 pv_boost_key(rank, now), enq_flags);
 	COUNT(enqueued_boost);
-	if (kick_idle(p))
+	if (kick_idle(p, home))
 		return;
-	target = cpu_to_take(p, cpu, rank, now);
+	target = cpu_to_take(p, cpu, home, rank, now);
 	if (may_take(p, target, rank, now)) {
 		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 		COUNT(preempted);
@@ -94,7 +102,7 @@ static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32
 
 void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
+	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
 	u64 now = scx_bpf_now(), dsq, slice, waiting;
@@ -118,11 +126,22 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
+	home = home_of(p, t);
+	if (enq_flags & SCX_ENQ_LAST && (home < 0 || home == cpu)) {
+		/* Nobody else is there for this CPU, and nobody would wake it. */
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
+		return;
+	}
+	if (home >= 0) {
+		cpu = home;
+		c = cpu_of(cpu);
+	}
+
 	llc = llc_of_cpu(cpu);
 	l = llc_of(llc);
-	if (!l)
+	if (!c || !l)
 		return;
-	dsq = is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
+	dsq = home >= 0 || is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
 	waiting = waiting_per_cpu(llc, l);
 	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
 
@@ -141,7 +160,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
 		rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
 		if (rank) {
-			enqueue_boosted(p, t, cpu, rank, now, enq_flags);
+			enqueue_boosted(p, t, cpu, home, rank, now, enq_flags);
 			return;
 		}
 		t->extra_turn = 0;
@@ -151,9 +170,9 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
 	COUNT(enqueued_fair);
 
-	if (kick_idle(p))
+	if (kick_idle(p, home))
 		return;
-	if (enq_flags & SCX_ENQ_WAKEUP && !is_batch(t) && outranks_current(t, c, now)) {
+	if (enq_flags & SCX_ENQ_WAKEUP && outranks_current(t, c, now)) {
 		WRITE_ONCE(c->give_way, 1);
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 		COUNT(preempted);
@@ -280,9 +299,18 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 	return true;
 }
 
+/* Whether the exclusion group of @p, which runs on @cpu, has another CPU for it. */
+__noinline int is_away(struct task_struct *p __arg_trusted, s32 cpu)
+{
+	struct pv_task *t = task_of(p);
+	s32 home = t ? home_of(p, t) : -1;
+
+	return home >= 0 && home != cpu;
+}
+
 void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 {
-	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED;
+	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED && !is_away(prev, cpu);
 	u64 now = scx_bpf_now();
 	u32 llc = llc_of_cpu(cpu);
 	struct pv_cpu *c = cpu_of(cpu);
@@ -290,7 +318,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (!c || !l)
 		return;
-	take_posts(c, llc);
+	take_posts(c, cpu, llc);
 
 	/*
 	 * However many vCPUs are urgent, each CPU gives a fair turn now and
@@ -312,7 +340,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 
 	if (may_stay && keep_boosted(prev, cpu))
 		return;
-	if (scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0))
+	if (dispatch_boosted(cpu, llc))
 		return;
 	/* Interrupted for a vCPU that another CPU took meanwhile: the turn goes on. */
 	if (may_stay && now + slice_min_ns / 2 < c->turn_end && !READ_ONCE(c->give_way)) {
@@ -415,7 +443,7 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 	 */
 	idle = waiting && t->guest_class == PVSCHED_CLASS_IDLE_CPU;
 	if ((!VERDICT_RANK(verdict) && (t->extra_turn || idle || now >= c->turn_end)) ||
-	    guard_is_due(c, now))
+	    guard_is_due(c, now) || is_away(p, cpu))
 		scx_bpf_task_set_slice(p, 0);
 }
 
@@ -494,7 +522,8 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(pvsched_init)
 			return err;
 	}
 	bpf_for(i, 0, nr_cpu_ids) {
-		err = scx_bpf_create_dsq(CPU_DSQ(i), -1);
+		err = scx_bpf_create_dsq(CPU_DSQ(i), -1) ?:
+		      scx_bpf_create_dsq(CPU_BOOST_DSQ(i), -1);
 		if (err)
 			return err;
 	}

@@ -5,7 +5,8 @@
  * An idle CPU is always the answer where there is one: sched_ext's own search
  * prefers the previous CPU, then idle cores of its cache domain. What is left
  * is a boosted vCPU for which no CPU is idle: it takes the CPU from whoever
- * has a lesser claim, where that costs least.
+ * has a lesser claim, where that costs least. A vCPU that has a home goes
+ * there, idle or not.
  */
 #ifndef PVSCHED_PLACEMENT_BPF_H
 #define PVSCHED_PLACEMENT_BPF_H
@@ -54,11 +55,13 @@ __noinline int is_critical(s32 cpu)
  * it holds. When all run something at least as urgent the answer is its last
  * CPU, and the queue decides when it is its turn.
  */
-static inline s32 cpu_to_take(struct task_struct *p, s32 here, u32 rank, u64 now)
+static inline s32 cpu_to_take(struct task_struct *p, s32 here, s32 home, u32 rank, u64 now)
 {
 	s32 last = scx_bpf_task_cpu(p), critical = -1;
 	s32 other;
 
+	if (home >= 0)
+		return home;
 	if (may_take(p, here, rank, now)) {
 		if (!is_critical(here))
 			return here;
@@ -105,11 +108,12 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	c = cpu_of(scx_bpf_task_cpu(p));
 	l = c ? llc_of(llc_here(c)) : NULL;
 	lead = l ? task_lead(p, t, l) : 0;
-	if (!l || (!given && !is_worth_a_boost(t, rank, lead)) || task_is_spent(t, lead) || irq_is_spent(t, now)) {
+	if (!l || (!given && !is_worth_a_boost(t, rank, lead)) || task_is_spent(t, lead) ||
+	    irq_is_spent(t, now)) {
 		WRITE_ONCE(t->posted, 0);
 		return;
 	}
-	target = cpu_to_take(p, here, rank, now);
+	target = cpu_to_take(p, here, home_of(p, t), rank, now);
 	c = cpu_of(target);
 	if (!c) {
 		WRITE_ONCE(t->posted, 0);
@@ -120,11 +124,31 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	COUNT(preempted);
 }
 
-/* Wakes an idle CPU that may run @p, so that no queued task meets an idle CPU. */
-static inline bool kick_idle(struct task_struct *p)
+/*
+ * Wakes the CPU to which a vCPU that is enqueued is bound, if it is idle. A
+ * vCPU that comes from elsewhere is queued without that CPU's lock, so the CPU
+ * may be about to go idle and have looked already: it looks again either way.
+ */
+static inline bool kick_home(struct task_struct *p, s32 home)
 {
-	s32 cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	bool idle = scx_bpf_test_and_clear_cpu_idle(home);
 
+	if (idle || scx_bpf_task_cpu(p) != home)
+		scx_bpf_kick_cpu(home, 0);
+	return idle;
+}
+
+/*
+ * Wakes an idle CPU that may run @p, so that no queued task meets an idle CPU:
+ * its @home if it has one, else (-1) any.
+ */
+static inline bool kick_idle(struct task_struct *p, s32 home)
+{
+	s32 cpu;
+
+	if (home >= 0)
+		return kick_home(p, home);
+	cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
 	if (cpu < 0)
 		return false;
 	scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);

@@ -3,11 +3,12 @@
  * The queues that tasks wait in, and who is next.
  *
  * Per last-level cache there is a fair queue, ordered by vtime, and a boost
- * queue, ordered by pv_boost_key(). Per CPU there is a fair queue for tasks
- * that may run nowhere else. A task leaves its fair queue for a boost queue
- * without being enqueued anew: a hint posts its thread id to a CPU, and that
- * CPU moves it when it dispatches, which is the only place where sched_ext
- * lets a waiting task move.
+ * queue, ordered by pv_boost_key(). Per CPU there is one of each for those
+ * that may run nowhere else: pinned tasks in the fair one, vCPUs whose
+ * exclusion group leaves them this CPU in both. A task leaves its fair queue
+ * for a boost queue without being enqueued anew: a hint posts its thread id to
+ * a CPU, and that CPU moves it when it dispatches, which is the only place
+ * where sched_ext lets a waiting task move.
  */
 #ifndef PVSCHED_QUEUES_BPF_H
 #define PVSCHED_QUEUES_BPF_H
@@ -17,6 +18,13 @@
 #define FAIR_DSQ(llc)	(0x10000ULL + (llc))
 #define BOOST_DSQ(llc)	(0x20000ULL + (llc))
 #define CPU_DSQ(cpu)	(0x30000ULL + (u32)(cpu))
+#define CPU_BOOST_DSQ(cpu) (0x40000ULL + (u32)(cpu))
+
+/* Where a boosted vCPU waits that has this home, or none (-1) and is served by @llc. */
+static inline u64 boost_dsq(s32 home, u32 llc)
+{
+	return home >= 0 ? CPU_BOOST_DSQ(home) : BOOST_DSQ(llc);
+}
 
 /* A boosted turn is judged again at every tick; this bounds it should ticks stop. */
 #define BOOST_SLICE_NS	(20 * PV_NSEC_PER_MSEC)
@@ -34,6 +42,7 @@ __noinline int anybody_waits(s32 cpu, u32 llc)
 	return scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
 	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) > 0 ||
 	       scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0 ||
+	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0 ||
 	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
 }
 
@@ -52,8 +61,8 @@ static inline void post(struct pv_cpu *c, s32 tid)
 		COUNT(posted);
 }
 
-/* Moves one posted vCPU from its fair queue to the boost queue of @llc. */
-__noinline int move_ahead(s32 tid, u32 llc)
+/* Moves one posted vCPU from its fair queue to a boost queue that @cpu, in @llc, looks at. */
+__noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
 	struct pv_llc *l = llc_of(llc);
 	struct bpf_iter_scx_dsq it;
@@ -61,6 +70,7 @@ __noinline int move_ahead(s32 tid, u32 llc)
 	struct task_struct *p;
 	struct pv_task *t;
 	u32 rank;
+	s32 home;
 
 	p = bpf_task_from_pid(tid);
 	if (!p)
@@ -71,6 +81,10 @@ __noinline int move_ahead(s32 tid, u32 llc)
 	WRITE_ONCE(t->posted, 0);
 	if (READ_ONCE(t->state) != PV_STATE_FAIR)
 		goto release;
+	/* Given another home since it was posted: nobody would wake that CPU. */
+	home = home_of(p, t);
+	if (home >= 0 && home != cpu)
+		goto release;
 	rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
 	if (!rank)
 		goto release;
@@ -79,7 +93,7 @@ __noinline int move_ahead(s32 tid, u32 llc)
 		scx_bpf_dsq_move_set_slice(&it, BOOST_SLICE_NS);
 		scx_bpf_dsq_move_set_vtime(&it, pv_boost_key(rank, now));
 		t->extra_turn = 1;
-		if (scx_bpf_dsq_move_vtime(&it, p, BOOST_DSQ(llc), 0)) {
+		if (scx_bpf_dsq_move_vtime(&it, p, boost_dsq(home, llc), 0)) {
 			WRITE_ONCE(t->state, PV_STATE_BOOST);
 			COUNT(moved);
 		}
@@ -91,7 +105,7 @@ release:
 }
 
 /* The posts of this CPU; four at a time, the rest at its next dispatch. */
-static inline void take_posts(struct pv_cpu *c, u32 llc)
+static inline void take_posts(struct pv_cpu *c, s32 cpu, u32 llc)
 {
 	u32 i;
 
@@ -112,21 +126,42 @@ static inline void take_posts(struct pv_cpu *c, u32 llc)
 		if (!tid)
 			break;
 		c->post_head = head + 1;
-		move_ahead(tid, llc);
+		move_ahead(tid, cpu, llc);
 	}
 }
 
-/* The rank of the first in the boost queue of @llc, if it may run on @cpu. */
-__noinline u32 first_rank(u32 llc, s32 cpu)
+/* The rank of the first in a boost queue, if it may run on @cpu. */
+static inline u32 rank_of_first(u64 dsq, s32 cpu)
 {
 	struct task_struct *p;
 
-	if (scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) <= 0)
+	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
 		return PV_RANK_NONE;
-	p = __COMPAT_scx_bpf_dsq_peek(BOOST_DSQ(llc));
+	p = __COMPAT_scx_bpf_dsq_peek(dsq);
 	if (!p || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 		return PV_RANK_NONE;
 	return pv_key_rank(p->scx.dsq_vtime);
+}
+
+/* The rank of the most urgent that waits for @cpu, in @llc. */
+__noinline u32 first_rank(u32 llc, s32 cpu)
+{
+	u32 ours = rank_of_first(BOOST_DSQ(llc), cpu);
+	u32 mine = rank_of_first(CPU_BOOST_DSQ(cpu), cpu);
+
+	return mine > ours ? mine : ours;
+}
+
+/* The next boosted turn: of the CPU's own queue and the cache domain's, the more urgent. */
+static inline bool dispatch_boosted(s32 cpu, u32 llc)
+{
+	bool mine = scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
+
+	if (mine && rank_of_first(CPU_BOOST_DSQ(cpu), cpu) >= rank_of_first(BOOST_DSQ(llc), cpu) &&
+	    scx_bpf_dsq_move_to_local(CPU_BOOST_DSQ(cpu), 0))
+		return true;
+	return scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0) ||
+	       (mine && scx_bpf_dsq_move_to_local(CPU_BOOST_DSQ(cpu), 0));
 }
 
 #endif /* PVSCHED_QUEUES_BPF_H */

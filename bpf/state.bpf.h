@@ -55,6 +55,14 @@ struct {
 	__type(value, struct pv_page);
 } pages SEC(".maps");
 
+/* Apart from `tasks` because only user space writes it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct pv_home);
+} homes SEC(".maps");
+
 /*
  * A timer of the host's that stands in for one of a waiting vCPU's guest. The
  * scheduler process makes an entry for each handover; the key is

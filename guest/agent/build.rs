@@ -64,7 +64,9 @@ fn bindings(header: &str) -> bindgen::Builder {
 /// Only what the driver adds; the page and the device come from the library.
 fn generate_uapi(out: &Path) -> Result<()> {
     bindings(&format!("{DRIVER}/pvsched_uapi.h"))
-        .allowlist_item("pvsched_(info|cpu_info|cpu_state|ioc_nr)|PVSCHED_(INFO|CPU|IOC)_.*")
+        .allowlist_item(
+            "pvsched_(info|cpu_info|cpu_role|cpu_state|ioc_nr)|PVSCHED_(INFO|CPU|IOC)_.*",
+        )
         .blocklist_type("pvsched_page")
         .raw_line("use scx_pvsched::abi::pvsched_page;")
         .generate()

@@ -106,6 +106,17 @@ static long pvsched_ioctl_publish(struct file *file)
 	return ret;
 }
 
+static long pvsched_ioctl_role(struct file *file, void __user *arg)
+{
+	struct pvsched_cpu_role role;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EPERM;
+	if (copy_from_user(&role, arg, sizeof(role)))
+		return -EFAULT;
+	return pvsched_set_role(&role);
+}
+
 static long pvsched_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	switch (cmd) {
@@ -115,6 +126,8 @@ static long pvsched_ioctl(struct file *file, unsigned int cmd, unsigned long arg
 		return pvsched_ioctl_cpu((void __user *)arg);
 	case PVSCHED_IOC_PUBLISH:
 		return pvsched_ioctl_publish(file);
+	case PVSCHED_IOC_ROLE:
+		return pvsched_ioctl_role(file, (void __user *)arg);
 	default:
 		return -ENOTTY;
 	}

@@ -65,6 +65,7 @@ struct pvsched_cpu {
 	u32			apic_id;
 	u32			error;		/* enum pvsched_status of SET_PAGE */
 	u32			refused;	/* enum pvsched_handoff_error */
+	u64			role;		/* as declared; the page holds a copy */
 	bool			set;		/* the device has the page */
 };
 
@@ -382,6 +383,7 @@ static void pvsched_set_page(struct pvsched *pv, unsigned int cpu)
 	}
 	memset(pc->page, 0, sizeof(*pc->page));
 	pc->page->header = PVSCHED_PAGE_HEADER;
+	pc->page->role = pc->role;
 
 	req->apic_id = cpu_to_le32(pc->apic_id);
 	req->rsvd = 0;
@@ -693,6 +695,37 @@ int pvsched_get_cpu(struct pvsched_cpu_info *info)
 unlock:
 	mutex_unlock(&pvsched_lock);
 	return 0;
+}
+
+/**
+ * pvsched_set_role() - declare what a CPU is for
+ * @role: which CPU, and the word for its page
+ *
+ * Return: 0; -EINVAL for a CPU that this machine can never have and for a word
+ * that means nothing; -ENODEV without a device.
+ */
+int pvsched_set_role(const struct pvsched_cpu_role *role)
+{
+	struct pvsched_cpu *pc;
+	int ret = 0;
+
+	if (role->cpu >= nr_cpu_ids || !cpu_possible(role->cpu) || role->rsvd)
+		return -EINVAL;
+	if (role->role & ~(PVSCHED_ROLE_MASK | PVSCHED_ROLE_GROUP_MASK << PVSCHED_ROLE_GROUP_SHIFT))
+		return -EINVAL;
+	if ((role->role & PVSCHED_ROLE_MASK) > PVSCHED_ROLE_BATCH)
+		return -EINVAL;
+
+	mutex_lock(&pvsched_lock);
+	if (pvsched_device) {
+		pc = &pvsched_device->cpus[role->cpu];
+		pc->role = role->role;
+		WRITE_ONCE(pc->page->role, pc->role);
+	} else {
+		ret = -ENODEV;
+	}
+	mutex_unlock(&pvsched_lock);
+	return ret;
 }
 
 /**

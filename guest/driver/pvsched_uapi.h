@@ -57,10 +57,17 @@ struct pvsched_cpu_info {
 	struct pvsched_page page; /* word by word, no snapshot of one instant */
 };
 
+struct pvsched_cpu_role {
+	__u32 cpu;
+	__u32 rsvd;		/* 0 */
+	__u64 role;		/* as pvsched_page.role */
+};
+
 enum pvsched_ioc_nr {
 	PVSCHED_IOC_NR_INFO	= 0,
 	PVSCHED_IOC_NR_CPU	= 1,
 	PVSCHED_IOC_NR_PUBLISH	= 2,
+	PVSCHED_IOC_NR_ROLE	= 3,
 };
 
 #define PVSCHED_IOC_TYPE	0xBC
@@ -74,8 +81,17 @@ enum pvsched_ioc_nr {
  * publisher. ENODEV: no device, or nothing negotiated.
  */
 #define PVSCHED_IOC_PUBLISH	_IO(PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_PUBLISH)
+/*
+ * Declares what a CPU is for, and its exclusion group. The descriptor must be
+ * open for writing; what it declared outlives it, and the CPU's going offline,
+ * until the device or the module goes. PVSCHED_IOC_CPU reads it back, in the
+ * page. EINVAL: the machine can have no such CPU, there is no such role, or an
+ * unknown bit is set. ENODEV: no device.
+ */
+#define PVSCHED_IOC_ROLE	_IOW(PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_ROLE, struct pvsched_cpu_role)
 
 PVSCHED_SIZE(struct pvsched_info, 56);
 PVSCHED_SIZE(struct pvsched_cpu_info, 208);
+PVSCHED_SIZE(struct pvsched_cpu_role, 16);
 
 #endif /* PVSCHED_UAPI_H */

@@ -35,6 +35,7 @@ extern struct wait_queue_head pvsched_waiters;
 u64 pvsched_changes(void);
 void pvsched_get_info(const struct file *file, struct pvsched_info *info);
 int pvsched_get_cpu(struct pvsched_cpu_info *info);
+int pvsched_set_role(const struct pvsched_cpu_role *role);
 int pvsched_publisher_claim(const struct file *file);
 void pvsched_publisher_release(const struct file *file);
 

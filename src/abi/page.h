@@ -63,6 +63,28 @@ enum pvsched_class {
 /* pvsched_page.guest_state */
 #define PVSCHED_GUEST_PUBLISHING	(1ULL << 0) /* a publisher keeps the words current */
 
+/* What a guest's administrator says a vCPU is for. */
+enum pvsched_role {
+	PVSCHED_ROLE_NONE	= 0,	/* nothing said */
+	PVSCHED_ROLE_LATENCY	= 1,	/* latency-critical work */
+	PVSCHED_ROLE_INTERRUPT	= 2,	/* handles interrupts that others wait for */
+	PVSCHED_ROLE_BATCH	= 3,	/* throughput only, nobody waits for it */
+};
+
+/*
+ * pvsched_page.role, valid whether or not a publisher runs. vCPUs of one
+ * exclusion group are kept on different physical CPUs for as long as the host
+ * allows them as many. The host decides whether the groups of several VMs are
+ * one name space.
+ *
+ *   bits  0..7   enum pvsched_role; an unknown one says nothing
+ *   bits  8..23  exclusion group 1..65535; 0 for none
+ *   others       zero
+ */
+#define PVSCHED_ROLE_MASK		0xffULL
+#define PVSCHED_ROLE_GROUP_SHIFT	8
+#define PVSCHED_ROLE_GROUP_MASK		0xffffULL
+
 /*
  * pvsched_page.context: what the guest CPU is in. Counts of nested entries,
  * so that an interrupt within a softirq reads as both.
@@ -122,10 +144,11 @@ enum pvsched_applied {
 #define PVSCHED_APPLIED_NOTIFY		(1ULL << 8)
 
 struct pvsched_page {
-	/* Cache line 0. Writer: the guest's driver, when it sets the page up. */
+	/* Cache line 0. Writer: the guest's driver, seldom. */
 	__u64 header;		/* PVSCHED_PAGE_HEADER */
 	__u64 guest_state;	/* PVSCHED_GUEST_* */
-	__u64 rsvd0[6];
+	__u64 role;		/* PVSCHED_ROLE_* */
+	__u64 rsvd0[5];
 
 	/* Cache line 1. Writer: the guest, from its scheduler's hot path. */
 	__u64 current_task;	/* urgency of the task on the CPU */
@@ -154,6 +177,7 @@ struct pvsched_page {
 
 PVSCHED_OFFSET(struct pvsched_page, header, 0);
 PVSCHED_OFFSET(struct pvsched_page, guest_state, 8);
+PVSCHED_OFFSET(struct pvsched_page, role, 16);
 PVSCHED_OFFSET(struct pvsched_page, current_task, 64);
 PVSCHED_OFFSET(struct pvsched_page, pending_task, 72);
 PVSCHED_OFFSET(struct pvsched_page, context, 80);

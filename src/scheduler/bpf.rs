@@ -88,4 +88,6 @@ unsafe impl MapValue for intf::pv_llc {}
 // SAFETY: as above.
 unsafe impl MapValue for intf::pv_vm {}
 // SAFETY: as above.
+unsafe impl MapValue for intf::pv_home {}
+// SAFETY: as above.
 unsafe impl MapValue for intf::pv_stats {}

@@ -12,7 +12,8 @@ use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, OpenObject};
 use log::{error, info, warn};
 use scx_stats::prelude::*;
 use scx_utils::{
-    scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology, UserExitInfo,
+    compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology,
+    UserExitInfo,
 };
 
 use super::bpf::main_skel::{MainSkel, MainSkelBuilder};
@@ -21,6 +22,7 @@ use super::config::{Config, ConfigFile};
 use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
+use super::placement::{Cores, Homes};
 use super::registry::{Maps, Vms};
 use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
 use crate::handoff::server::{self, Server};
@@ -85,6 +87,7 @@ pub struct Instance<'obj> {
     skel: MainSkel<'obj>,
     struct_ops: Option<Link>,
     vms: Vms,
+    homes: Homes,
     handoff: Server,
     stats: StatsServer<(), Metrics>,
     stats_interval: Option<Duration>,
@@ -100,7 +103,9 @@ impl<'obj> Instance<'obj> {
         config: &Config,
         object: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self> {
-        let layout = Layout::new(&Topology::new().context("cannot read the CPU topology")?)?;
+        let topology = Topology::new().context("cannot read the CPU topology")?;
+        let layout = Layout::new(&topology)?;
+        let homes = Homes::new(Cores::new(&topology)?, options.smt_isolate);
         // The socket first: an instance that cannot be talked to must not replace a scheduler.
         let handoff = server::Config {
             protocols: config.protocols(),
@@ -112,6 +117,8 @@ impl<'obj> Instance<'obj> {
         let builder = MainSkelBuilder::default();
         let mut skel = scx_ops_open!(builder, object, pvsched_ops, open_opts)?;
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
+        // A vCPU that has to leave a CPU does so although nobody else wants that CPU.
+        skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
         let tunables = skel
             .maps
             .rodata_data
@@ -153,6 +160,7 @@ impl<'obj> Instance<'obj> {
             pages: MapHandle::try_from(&skel.maps.pages)?,
             dues: MapHandle::try_from(&skel.maps.dues)?,
             vms: MapHandle::try_from(&skel.maps.vms)?,
+            homes: MapHandle::try_from(&skel.maps.homes)?,
         };
         let vms = Vms::new(maps, config.clone()).context(CANNOT_GRANT)?;
         let stats = StatsServer::new(stats::server_data()).launch()?;
@@ -167,6 +175,7 @@ impl<'obj> Instance<'obj> {
             skel,
             struct_ops,
             vms,
+            homes,
             handoff,
             stats,
             stats_interval: options.stats.map(Duration::from_secs_f64),
@@ -201,6 +210,9 @@ impl<'obj> Instance<'obj> {
             self.handoff
                 .turn(&mut self.vms, TURN)
                 .context("the handoff socket failed")?;
+            self.homes
+                .look(&self.vms)
+                .context("cannot place exclusion groups")?;
 
             if asked.reload.swap(false, Ordering::Relaxed) {
                 self.reload(config)?;
@@ -237,6 +249,7 @@ impl<'obj> Instance<'obj> {
     fn metrics(&self, hints: Option<&Hints>) -> Result<Metrics> {
         let mut metrics = Metrics {
             hint_sources: hints.map_or_else(String::new, |hints| hints.live().to_owned()),
+            shared_placements: self.homes.shared(),
             ..Default::default()
         };
         let key = 0u32.to_ne_bytes();
@@ -261,9 +274,10 @@ impl<'obj> Instance<'obj> {
             };
             for (apic_id, vcpu) in &vm.vcpus {
                 if let Some(task) = self.vms.state_of(vcpu)? {
+                    let home = self.homes.of(id, *apic_id);
                     entry
                         .vcpus
-                        .insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task));
+                        .insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task, home));
                 }
             }
             metrics.nr_vcpus += entry.vcpus.len() as u64;

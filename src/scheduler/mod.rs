@@ -9,6 +9,7 @@
 //! - [`instance`]: one loaded scheduler, from load to exit
 //! - [`hints`]: the KVM half, which comes and goes with the kvm module
 //! - [`registry`]: the VMs that were handed over
+//! - [`placement`]: CPUs for the vCPUs of exclusion groups
 //! - [`stats`]: every counter with its description
 //! - [`monitor`]: the statistics as text
 
@@ -18,6 +19,7 @@ pub mod hints;
 pub mod instance;
 pub mod monitor;
 pub mod options;
+pub mod placement;
 pub mod preflight;
 pub mod registry;
 pub mod stats;

@@ -95,6 +95,17 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
                     vcpu.boosts_task, vcpu.boosts_irq, vcpu.throttles,
                 )?;
             }
+            if vcpu.group != 0 || vcpu.role != "none" {
+                let home = match vcpu.home {
+                    -1 => "any CPU".to_owned(),
+                    cpu => format!("CPU {cpu}"),
+                };
+                writeln!(
+                    out,
+                    "         role {}, group {}, on {home}",
+                    vcpu.role, vcpu.group
+                )?;
+            }
         }
     }
     out.flush()?;
@@ -135,6 +146,9 @@ mod tests {
             tid: 12345,
             published: "rt 90".into(),
             applied: "boost: task".into(),
+            role: "interrupt".into(),
+            group: 65535,
+            home: 1023,
             boosts_task: 7,
             ..Default::default()
         };
@@ -181,6 +195,10 @@ mod tests {
         let granted = "granted: deadline, nice -20..19, budgets task 10000000 irq 1000000 us";
         assert!(text.contains(granted), "{text}");
         assert!(text.contains("would-be task 1234567 irq 8901"), "{text}");
+        assert!(
+            text.contains("role interrupt, group 65535, on CPU 1023"),
+            "{text}"
+        );
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 }

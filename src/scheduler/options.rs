@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
+use super::config::Groups;
 use crate::handoff;
 
 /// What `--task-budget-us` may be.
@@ -54,6 +55,13 @@ pub struct Options {
     /// What each VM may have, in TOML; /etc/scx_pvsched.toml if there is one. Read again on SIGHUP
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
+    /// Between whose vCPUs the exclusion groups that guests declare hold
+    #[arg(long, value_enum, default_value_t = Groups::Own, value_name = "WHOSE")]
+    pub groups: Groups,
+
+    /// Keep vCPUs of one exclusion group on different cores, not only on different CPUs
+    #[arg(long)]
+    pub smt_isolate: bool,
 
     /// Handoff socket for VMMs
     #[arg(long, value_name = "PATH", default_value = handoff::DEFAULT_SOCKET)]

@@ -53,6 +53,7 @@ pub struct Maps {
     pub pages: MapHandle,
     pub dues: MapHandle,
     pub vms: MapHandle,
+    pub homes: MapHandle,
 }
 
 /// All VMs.
@@ -131,6 +132,27 @@ impl Vms {
     /// When the map cannot be read for another reason.
     pub fn state_of(&self, vcpu: &Vcpu) -> Result<Option<intf::pv_task>> {
         lookup_task(&self.maps.tasks, vcpu.pidfd.as_raw_fd())
+    }
+
+    /// Tells the BPF programs the CPU that a vCPU's exclusion group leaves it; `None` for any.
+    /// Without effect once its thread is gone.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn set_home(&self, vcpu: &Vcpu, home: Option<u32>) -> Result<()> {
+        let home = intf::pv_home {
+            cpu: home.map_or(Ok(-1), i32::try_from)?,
+            rsvd: 0,
+        };
+        let key = vcpu.pidfd.as_raw_fd().to_ne_bytes();
+        match self
+            .maps
+            .homes
+            .update(&key, &home.to_bytes(), MapFlags::ANY)
+        {
+            Err(error) if !is_gone(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Ends the host timer of a handover; without effect where there is none.

@@ -10,6 +10,7 @@ use scx_stats_derive::Stats;
 use serde::{Deserialize, Serialize};
 
 use super::bpf::intf;
+use super::placement::Declared;
 use crate::abi;
 
 /// One vCPU of a VM that was handed over.
@@ -22,6 +23,12 @@ pub struct VcpuMetrics {
     pub published: String,
     #[stat(desc = "what the host applied last", _om_skip)]
     pub applied: String,
+    #[stat(desc = "role that the guest declared", _om_skip)]
+    pub role: String,
+    #[stat(desc = "exclusion group that the guest declared, 0 for none")]
+    pub group: u32,
+    #[stat(desc = "CPU that its group leaves it, -1 for any")]
+    pub home: i32,
     #[stat(desc = "boosts for urgent guest tasks")]
     pub boosts_task: u64,
     #[stat(desc = "boosts for interrupts")]
@@ -126,6 +133,10 @@ pub struct Metrics {
     #[stat(desc = "times that a guest's work changed a vCPU's weight")]
     pub reweighed: u64,
     #[stat(
+        desc = "vCPUs that share a CPU (with --smt-isolate: a core) with one of their exclusion group, as too few are allowed"
+    )]
+    pub shared_placements: u64,
+    #[stat(
         desc = "hint to vCPU thread running: count below 1, 2, 4, ... microseconds",
         _om_skip
     )]
@@ -222,11 +233,15 @@ pub fn quantile_us(histogram: &[u64], share: f64) -> Option<u64> {
 impl VcpuMetrics {
     /// From what the BPF programs keep of a vCPU's thread.
     #[must_use]
-    pub fn new(tid: u32, task: &intf::pv_task) -> Self {
+    pub fn new(tid: u32, task: &intf::pv_task, home: Option<u32>) -> Self {
+        let role = Declared::from(task.role);
         Self {
             tid,
             published: describe_urgency(task.urgency),
             applied: describe_applied(task.applied).to_owned(),
+            role: role.name().to_owned(),
+            group: role.group.into(),
+            home: home.and_then(|cpu| cpu.try_into().ok()).unwrap_or(-1),
             boosts_task: task.boosts_task,
             boosts_irq: task.boosts_irq,
             throttles: task.throttles,

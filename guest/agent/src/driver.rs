@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::uapi::{
-    pvsched_cpu_info, pvsched_info, PVSCHED_IOC_NR_CPU, PVSCHED_IOC_NR_INFO,
-    PVSCHED_IOC_NR_PUBLISH, PVSCHED_IOC_TYPE,
+    pvsched_cpu_info, pvsched_cpu_role, pvsched_info, PVSCHED_IOC_NR_CPU, PVSCHED_IOC_NR_INFO,
+    PVSCHED_IOC_NR_PUBLISH, PVSCHED_IOC_NR_ROLE, PVSCHED_IOC_TYPE,
 };
 
 pub const NODE: &str = "/dev/pvsched";
@@ -22,6 +22,12 @@ mod ioctl {
     nix::ioctl_read!(info, PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_INFO, pvsched_info);
     nix::ioctl_readwrite!(cpu, PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_CPU, pvsched_cpu_info);
     nix::ioctl_none!(publish, PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_PUBLISH);
+    nix::ioctl_write_ptr!(
+        role,
+        PVSCHED_IOC_TYPE,
+        PVSCHED_IOC_NR_ROLE,
+        pvsched_cpu_role
+    );
 }
 
 /// What became of an attempt to become the publisher.
@@ -37,9 +43,9 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// None if the driver is not loaded.
-    pub fn open(publish: bool) -> Result<Option<Self>> {
-        match OpenOptions::new().read(true).write(publish).open(NODE) {
+    /// None if the driver is not loaded. `change`: to publish, or to set roles.
+    pub fn open(change: bool) -> Result<Option<Self>> {
+        match OpenOptions::new().read(true).write(change).open(NODE) {
             Ok(node) => Ok(Some(Self { node })),
             // ENXIO, ENODEV: the node outlives its driver, as one made by hand does
             Err(error) if is_absent(&error) => Ok(None),
@@ -67,6 +73,19 @@ impl Driver {
         unsafe { ioctl::cpu(self.node.as_raw_fd(), &mut info) }
             .with_context(|| format!("{NODE} does not tell about CPU {cpu}"))?;
         Ok(info)
+    }
+
+    /// Declares what a CPU is for; `role` is a word of the page. False if there is no device.
+    pub fn set_role(&self, cpu: u32, role: u64) -> Result<bool> {
+        let role = pvsched_cpu_role { cpu, rsvd: 0, role };
+        // SAFETY: the request's number is made from the type that the kernel reads.
+        match unsafe { ioctl::role(self.node.as_raw_fd(), &role) } {
+            Ok(_) => Ok(true),
+            Err(Errno::ENODEV) => Ok(false),
+            Err(Errno::EINVAL) => bail!("this machine has no CPU {cpu}"),
+            Err(Errno::ENOTTY) => bail!("the driver is too old to know roles: update it"),
+            Err(error) => Err(error).with_context(|| format!("cannot set the role of CPU {cpu}")),
+        }
     }
 
     pub fn claim(&self) -> Result<Claim> {

@@ -7,6 +7,7 @@ mod args;
 mod arithmetic;
 mod driver;
 mod program;
+mod roles;
 mod run;
 mod status;
 mod uapi;
@@ -21,7 +22,8 @@ use args::{Args, Command};
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Run => run::run().map(|()| ExitCode::SUCCESS),
+        Command::Run { config } => run::run(&config).map(|()| ExitCode::SUCCESS),
+        Command::Role(change) => roles::command(&change).and_then(|text| print(&text)),
         Command::Status { json } => show(json),
     };
     result.unwrap_or_else(|error| {
@@ -37,10 +39,14 @@ fn show(json: bool) -> Result<ExitCode> {
     } else {
         status.to_string()
     };
+    print(&text)?;
+    Ok(ExitCode::from(status.exit_code()))
+}
+
+fn print(text: &str) -> Result<ExitCode> {
     match io::stdout().write_all(text.as_bytes()) {
         // Whoever reads may have read enough: `pvsched-guest status | head -1`.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error.into()),
-        _ => (),
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
     }
-    Ok(ExitCode::from(status.exit_code()))
 }

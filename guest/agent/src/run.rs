@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread;
@@ -20,6 +21,7 @@ use scx_pvsched::abi;
 
 use crate::driver::{Claim, Driver, NODE};
 use crate::program;
+use crate::roles;
 use crate::status::protocol_name;
 use crate::uapi::{
     pvsched_info, PVSCHED_INFO_BROKEN, PVSCHED_INFO_DEVICE, PVSCHED_INFO_MINE,
@@ -33,7 +35,8 @@ const MODULE_USERS: &str = "/sys/module/virtio_pvsched/refcnt";
 const RELEASE_LOOKS: u32 = 100;
 const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 
-pub fn run() -> Result<()> {
+/// `config` names the roles to declare whenever there is a device.
+pub fn run(config: &Path) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let on_signal = Arc::clone(&stop);
     ctrlc::set_handler(move || on_signal.store(true, Ordering::Relaxed))
@@ -46,6 +49,7 @@ pub fn run() -> Result<()> {
         match look()? {
             Found::Device(driver, info) => {
                 said = None;
+                declare(&driver, config);
                 publish(driver, &info, &stop)?;
                 wait_for_release();
             }
@@ -59,6 +63,18 @@ pub fn run() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The words are worth publishing without the roles, too.
+fn declare(driver: &Driver, config: &Path) {
+    match roles::apply(driver, config) {
+        Ok(0) => {}
+        Ok(count) => say(&format!(
+            "roles: {count} CPUs, as {} says",
+            config.display()
+        )),
+        Err(error) => eprintln!("pvsched-guest: no roles declared: {error:#}"),
+    }
 }
 
 enum Found {

@@ -9,6 +9,7 @@ use scx_pvsched::abi;
 use serde::Serialize;
 
 use crate::driver::Driver;
+use crate::roles::Declared;
 use crate::run::missing;
 use crate::uapi::{
     pvsched_cpu_info, pvsched_info, PVSCHED_CPU_ABSENT, PVSCHED_CPU_OFFLINE, PVSCHED_CPU_REFUSED,
@@ -71,6 +72,9 @@ pub enum PageState {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Words {
     pub publishing: bool,
+    pub role: &'static str,
+    /// Exclusion group; 0 for none.
+    pub group: u16,
     pub current: Urgency,
     pub pending: Urgency,
     pub hardirq: u8,
@@ -164,6 +168,8 @@ impl From<&abi::pvsched_page> for Words {
         let applied = page.applied & u64::from(abi::PVSCHED_APPLIED_MASK);
         Self {
             publishing: page.guest_state & u64::from(abi::PVSCHED_GUEST_PUBLISHING) != 0,
+            role: Declared::from(page.role).role.name(),
+            group: Declared::from(page.role).group,
             current: page.current_task.into(),
             pending: page.pending_task.into(),
             hardirq: byte(page.context, abi::PVSCHED_CONTEXT_HARDIRQ_SHIFT),
@@ -321,7 +327,8 @@ impl fmt::Display for Status {
         if !self.vcpus.is_empty() {
             writeln!(
                 f,
-                "{:>4} {:>5} {:<10} {:<12} {:<12} {:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9}",
+                "{:>4} {:>5} {:<10} {:<12} {:<12} {:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9} {:<9} \
+                 {:>5}",
                 "CPU",
                 "APIC",
                 "page",
@@ -333,7 +340,9 @@ impl fmt::Display for Status {
                 "ticket",
                 "ack",
                 "boosts",
-                "throttles"
+                "throttles",
+                "role",
+                "group"
             )?;
         }
         for vcpu in &self.vcpus {
@@ -360,7 +369,7 @@ impl fmt::Display for Vcpu {
         let context = format!("{}/{}/{}", words.hardirq, words.softirq, words.nmi);
         write!(
             f,
-            " {:<12} {:<12} {context:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9}",
+            " {:<12} {:<12} {context:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9} {:<9} {:>5}",
             words.current,
             words.pending,
             words.applied,
@@ -368,7 +377,9 @@ impl fmt::Display for Vcpu {
             words.ticket,
             words.ack,
             words.boosts,
-            words.throttles
+            words.throttles,
+            words.role,
+            words.group
         )
     }
 }
@@ -404,6 +415,7 @@ mod tests {
     fn a_page_is_decoded_from_its_bytes() {
         let mut bytes = [0; 192];
         with_word(&mut bytes, 8, 1);
+        with_word(&mut bytes, 16, 0x12_34_02);
         with_word(&mut bytes, 64, 0x04_00_14);
         with_word(&mut bytes, 72, 0x05_5a_14);
         with_word(&mut bytes, 80, 0x00_01_02);
@@ -418,6 +430,8 @@ mod tests {
             words,
             Words {
                 publishing: true,
+                role: "interrupt",
+                group: 0x1234,
                 current: Urgency {
                     class: "normal",
                     rt_prio: None,

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::super::bpf::intf;
@@ -29,14 +30,15 @@ pub enum Class {
     Deadline,
 }
 
-/// Which exclusion groups count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// Between whose vCPUs the exclusion groups of a VM hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Groups {
+    /// Nobody's: groups have no effect
     None,
-    /// Between the vCPUs of the VM.
+    /// Its own; what another VM declares does not matter
     Own,
-    /// Also with other VMs that may share groups.
+    /// Those of all VMs for which groups are shared, as if they were one
     Shared,
 }
 
@@ -65,7 +67,7 @@ impl Allowed {
             nice: 0..=*NICE.end(),
             task_budget_us: options.task_budget_us,
             irq_budget_us: options.irq_budget_us,
-            groups: Groups::Own,
+            groups: options.groups,
             protocols: known_protocols().iter().map(|known| known.name).collect(),
         }
     }
@@ -103,14 +105,13 @@ impl Allowed {
                 weight_of_nice(*self.nice.end())
             },
             weight_max: weight_of_nice(*self.nice.start()),
-            groups: match self.groups {
-                Groups::None => intf::pv_groups_PV_GROUPS_NONE,
-                Groups::Own => intf::pv_groups_PV_GROUPS_OWN,
-                Groups::Shared => intf::pv_groups_PV_GROUPS_SHARED,
-            },
             observe: 0,
-            rsvd: 0,
         }
+    }
+
+    #[must_use]
+    pub fn groups(&self) -> Groups {
+        self.groups
     }
 
     /// The highest class that is granted, in the words of the statistics.
@@ -175,7 +176,7 @@ mod tests {
             (vm.task_budget_ns, vm.irq_budget_ns),
             (100_000_000, 10_000_000)
         );
-        assert_eq!(vm.groups, intf::pv_groups_PV_GROUPS_OWN);
+        assert_eq!(allowed().groups(), Groups::Own);
     }
 
     #[test]

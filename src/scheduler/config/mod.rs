@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use super::options::Options;
 use crate::handoff::{server, Protocol};
-pub use allowed::Allowed;
+pub use allowed::{Allowed, Groups};
 use parse::Wrong;
 
 /// Read when the command line names no other; need not be there.

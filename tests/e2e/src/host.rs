@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sched::{sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
 
 /// What sched_ext is doing: `disabled` when the kernel's own scheduler has all tasks.
 pub fn scheduler_state() -> Result<String> {
@@ -22,6 +24,27 @@ pub fn cpu_time(pid: u32, tid: u32) -> Result<Duration> {
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     let used = text.split(' ').next().and_then(|used| used.parse().ok());
     Ok(Duration::from_nanos(used.context(path)?))
+}
+
+/// The CPU that a thread runs on, or ran on last.
+pub fn last_cpu(pid: u32, tid: u32) -> Result<u32> {
+    let path = format!("/proc/{pid}/task/{tid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    // Field 39, of which the second is a name in parentheses that may hold anything.
+    let cpu = text
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(39 - 3))
+        .and_then(|cpu| cpu.parse().ok());
+    cpu.context(path)
+}
+
+/// Lets a thread run on these CPUs only.
+pub fn allow(tid: u32, cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu)?;
+    }
+    sched_setaffinity(Pid::from_raw(i32::try_from(tid)?), &set).context("sched_setaffinity")
 }
 
 /// The number of files that a process has open.

@@ -24,7 +24,7 @@ pub fn write_all(
 ) -> Result<()> {
     let mut common = Initrd::default();
     common.busybox(root)?;
-    for dir in ["proc", "sys", "dev", "run", "tmp", "root"] {
+    for dir in ["proc", "sys", "dev", "etc", "run", "tmp", "root"] {
         common.directory(dir);
     }
     common.data(

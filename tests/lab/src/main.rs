@@ -1,5 +1,6 @@
 //! `pvsched-lab`: the lab's command line, on the machine and inside its VMs.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -304,13 +305,24 @@ fn test(host: HostArgs, binary: &Path, only: &[String], tries: u32) -> Result<u8
     let _lock = prepare(&cache, false)?;
     let mut options = options(host, &checkout)?;
     options.accel = options.accel.settle(&cache, &checkout, &options)?;
-    let setup = Setup::new(&cache, &checkout, &options)?;
     let file = binary.file_name().context("the binary has no name")?;
     // The host VM has the target folder at /usr/local/bin.
     let inside = Path::new("/usr/local/bin/deps").join(file);
-    let counts = promises::run(&setup, &inside.display().to_string(), &names, tries)?;
-    setup.keep_console()?;
-    Ok(u8::from(counts.failed != 0))
+    // Those without a wish come first, in the topology asked for.
+    let mut by_topology = BTreeMap::<_, Vec<_>>::new();
+    for name in names {
+        let topology = promises::topology(&name);
+        by_topology.entry(topology).or_default().push(name);
+    }
+    let mut failed = 0;
+    for (topology, names) in by_topology {
+        options.topology = topology.unwrap_or(options.topology);
+        let setup = Setup::new(&cache, &checkout, &options)?;
+        let counts = promises::run(&setup, &inside.display().to_string(), &names, tries)?;
+        setup.keep_console()?;
+        failed += counts.failed;
+    }
+    Ok(u8::from(failed != 0))
 }
 
 fn guest(args: GuestArgs) -> Result<u8> {

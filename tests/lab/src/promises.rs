@@ -14,6 +14,7 @@ use anyhow::{ensure, Context, Result};
 
 use crate::host_vm::{console_tail, End, HostVm, Setup};
 use crate::process;
+use crate::topology::Topology;
 
 /// The longest that one test may take; the longest of them boots ten guests in a row.
 const TEST_LIMIT: Duration = Duration::from_secs(600);
@@ -56,6 +57,15 @@ fn parse_list(text: &str, filters: &[String]) -> Vec<String> {
         .filter(wanted)
         .map(str::to_owned)
         .collect()
+}
+
+/// The topology that a test needs, if one of the modules that it is in names it: `on_1_2_2` is one
+/// socket of two cores with two threads each.
+#[must_use]
+pub fn topology(name: &str) -> Option<Topology> {
+    name.split("::")
+        .filter_map(|module| module.strip_prefix("on_"))
+        .find_map(|numbers| numbers.replace('_', ",").parse().ok())
 }
 
 /// How one try went.
@@ -201,6 +211,19 @@ mod tests {
         assert_eq!(measured(text), "\n    | p90 5 us\n    | more");
         let silent = "\nrunning 1 test\ntest a::b ... ok\n\ntest result: ok. 1 passed\n";
         assert_eq!(measured(silent), "");
+    }
+
+    #[test]
+    fn a_module_names_the_topology_that_its_tests_need() {
+        let smt = Topology {
+            sockets: 1,
+            cores: 2,
+            threads: 2,
+        };
+        assert_eq!(topology("placement::on_1_2_2::a_test"), Some(smt));
+        for flat in ["chain::a_test", "chain::on_a_test", "on::1_2_2"] {
+            assert_eq!(topology(flat), None, "{flat}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{ensure, Context, Error, Result};
 
 /// Sockets, cores in each, threads in each of those.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Topology {
     pub sockets: u32,
     pub cores: u32,

@@ -12,6 +12,7 @@ mod handoff;
 mod host;
 mod latency;
 mod leftovers;
+mod placement;
 mod priority;
 mod protocol;
 mod vm;

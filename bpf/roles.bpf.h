@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What a guest's administrator declared a vCPU to be for, and the CPU that an
+ * exclusion group leaves it.
+ *
+ * A vCPU with a home waits in that CPU's own queues and nowhere else, as a
+ * pinned task does, so that no two of a group meet on a CPU. The scheduler
+ * process gives the homes. Until it has done so, and where the thread's
+ * affinity has changed since, the vCPU goes where any other would.
+ */
+#ifndef PVSCHED_ROLES_BPF_H
+#define PVSCHED_ROLES_BPF_H
+
+#include "state.bpf.h"
+
+static inline bool has_role(struct pv_task *t, u32 role)
+{
+	return (READ_ONCE(t->role) & PVSCHED_ROLE_MASK) == role;
+}
+
+static inline bool has_group(struct pv_task *t)
+{
+	return READ_ONCE(t->role) >> PVSCHED_ROLE_GROUP_SHIFT & PVSCHED_ROLE_GROUP_MASK;
+}
+
+/* The CPU that @p has to run on for its group's sake, or -1. */
+__noinline s32 home_of(struct task_struct *p __arg_trusted, struct pv_task *t __arg_nonnull)
+{
+	struct pv_home *home;
+	s32 cpu;
+
+	if (!has_group(t))
+		return -1;
+	home = bpf_task_storage_get(&homes, p, 0, 0);
+	if (!home)
+		return -1;
+	cpu = READ_ONCE(home->cpu);
+	if (cpu < 0 || cpu >= nr_cpu_ids || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return -1;
+	return cpu;
+}
+
+#endif /* PVSCHED_ROLES_BPF_H */
