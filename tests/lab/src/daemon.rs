@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -52,7 +53,15 @@ impl Daemon {
     {
         let number = NEXT_LOG.fetch_add(1, Ordering::Relaxed);
         let log = log_folder()?.join(format!("{number:03}-{name}.log"));
-        let file = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
+        // Written through: where the reports are shared by 9p, opening a file to read it drops what
+        // was written to it and has not reached the machine yet.
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(libc::O_DSYNC)
+            .open(&log)
+            .with_context(|| format!("cannot make {}", log.display()))?;
         // setpriv becomes the program, so the process id is the program's.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
