@@ -64,7 +64,7 @@ impl GuestPages {
 
 /// A page has its header, and nothing behind its last word.
 fn is_page(page: &[u8]) -> bool {
-    page.starts_with(&u64::from(abi::PVSCHED_PAGE_HEADER).to_le_bytes())
+    page.starts_with(&abi::PVSCHED_PAGE_HEADER.to_le_bytes())
         && page[size_of::<abi::pvsched_page>()..]
             .iter()
             .all(|byte| *byte == 0)
