@@ -32,7 +32,6 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 
 	if (!t->is_vcpu)
 		return NULL;
-	t->speaks = 0;
 	v = bpf_task_storage_get(&pages, p, 0, 0);
 	if (!v) {
 		t->attachment = 0;
@@ -63,7 +62,6 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 	t->role = is_observed(t) ? 0 : READ_ONCE(page->role);
 	if (!(READ_ONCE(page->guest_state) & PVSCHED_GUEST_PUBLISHING))
 		return NULL;
-	t->speaks = 1;
 	/* Keeps clang from turning the branch into arithmetic on a pointer. */
 	barrier_var(page);
 	return page;
@@ -108,16 +106,13 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 /*
  * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
  * each would only cut other turns short; it is put ahead while it is owed time.
- * Of a guest that does not publish nobody knows what comes of them: it may be
- * ahead by the length of a turn. And a guest may say what a vCPU is for.
+ * A guest may say better what a vCPU is for.
  */
 static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 {
-	s64 most = t->speaks ? 0 : (s64)slice_ns;
-
 	if (rank > PV_RANK_IRQ || has_role(t, PVSCHED_ROLE_INTERRUPT))
 		return true;
-	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= most);
+	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= 0);
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */

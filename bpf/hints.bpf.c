@@ -85,9 +85,6 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 	WRITE_ONCE(t->hint_rank, rank);
 	WRITE_ONCE(t->urgent_ticket, ticket);
 	WRITE_ONCE(t->due_until, 0);
-	/* Of a guest that does not tell when it has taken them: its time begins anew. */
-	if (!page)
-		WRITE_ONCE(t->entered, 0);
 	/* A full barrier, before the state is read: see enqueue(). */
 	__sync_val_compare_and_swap(&t->hint_at, 0, now);
 	call_ahead(p, t, rank, false, now);
@@ -332,45 +329,6 @@ int BPF_PROG(on_wake, struct kvm_vcpu___pv *vcpu)
 	return 0;
 }
 
-/* The end of a CPU's boosted turn, where nothing else would show it. */
-struct pv_turn_end {
-	struct bpf_timer timer;
-	u32 ready;		/* the timer has its function */
-	u32 rsvd;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, PV_MAX_CPUS);
-	__type(key, u32);
-	__type(value, struct pv_turn_end);
-} turn_ends SEC(".maps");
-
-static int on_turn_end(void *map, u32 *cpu, struct pv_turn_end *end)
-{
-	scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
-	return 0;
-}
-
-/*
- * Ends the turn of a vCPU that is ahead for an interrupt and does not tell when
- * it has taken it: its guest may leave guest mode no more before the next tick.
- */
-static inline void arm_turn_end(void)
-{
-	u32 cpu = bpf_get_smp_processor_id();
-	struct pv_turn_end *end = bpf_map_lookup_elem(&turn_ends, &cpu);
-
-	if (!end)
-		return;
-	if (!end->ready) {
-		bpf_timer_init(&end->timer, &turn_ends, CLOCK_MONOTONIC);
-		bpf_timer_set_callback(&end->timer, on_turn_end);
-		end->ready = 1;
-	}
-	bpf_timer_start(&end->timer, irq_boost_ns, 0);
-}
-
 SEC("tp_btf/kvm_entry")
 int BPF_PROG(on_entry)
 {
@@ -392,8 +350,6 @@ int BPF_PROG(on_entry)
 		t->entered_at = now;
 		t->entered = 1;
 		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
-		if (!t->speaks && t->extra_turn)
-			arm_turn_end();
 		c = cpu_of(bpf_get_smp_processor_id());
 		/* Of those that had to wait for a CPU, and not for a fair turn. */
 		if (c && t->started && now > t->hint_at && !is_observed(t))

@@ -116,9 +116,7 @@ struct pv_task {
 	u32 vm;			/* the number of its VM, 0 while nobody has handed it over */
 	u32 guest_weight;	/* what its guest makes of its weight, 0 nothing yet */
 	u32 guest_class;	/* enum pvsched_class, of the most urgent that runs or waits */
-	u32 speaks;		/* its guest publishes */
 	u32 role;		/* pvsched_page.role, 0 without a page */
-	u32 rsvd;
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 

@@ -148,7 +148,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	if (t->is_vcpu) {
 		u32 rank;
 
-		t->base_vtime = pv_enter_vtime(t->base_vtime, READ_ONCE(l->vtime), slice_ns, waiting);
+		t->base_vtime = pv_enter_base(t->base_vtime, READ_ONCE(l->vtime), slice_ns);
 
 		/*
 		 * First the state, then the judgement. A hint does it the

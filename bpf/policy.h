@@ -262,6 +262,18 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 	return vtime;
 }
 
+/*
+ * The same for the virtual time that budgets go by. Nothing is forgiven that a
+ * task is ahead of its share: it waits for its turn no longer than above, but
+ * for its next boost until that is repaid.
+ */
+static inline unsigned long long pv_enter_base(unsigned long long vtime,
+					       unsigned long long queue_vtime,
+					       unsigned long long slice)
+{
+	return pv_before(vtime, queue_vtime - slice) ? queue_vtime - slice : vtime;
+}
+
 /* The slice of a fair turn: @slice shared by those who wait, @min at least. */
 static inline unsigned long long pv_slice(unsigned long long slice, unsigned long long min,
 					  unsigned long long waiting)

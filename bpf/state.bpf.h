@@ -21,7 +21,7 @@
 /* Tunables; the meanings are those of the command line (src/scheduler/options.rs). */
 const volatile u64 slice_ns = 4000000;
 const volatile u64 slice_min_ns = 1000000;
-const volatile u64 irq_boost_ns = 300000;
+const volatile u64 irq_boost_ns = 1000000;
 const volatile u64 guard_ns = 100000000;
 
 /* How long a vCPU is kept ahead for what is about to come: a timer, the release of a lock. */

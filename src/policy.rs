@@ -58,6 +58,8 @@ pure! {
     lead = pv_lead(vtime: u64, queue_vtime: u64, weight: u64) -> i64;
     /// Virtual time at which a task enters the fair queue.
     enter_vtime = pv_enter_vtime(vtime: u64, queue_vtime: u64, slice: u64, waiting: u64) -> u64;
+    /// Virtual time for budgets, at which a task enters the fair queue.
+    enter_base = pv_enter_base(vtime: u64, queue_vtime: u64, slice: u64) -> u64;
     /// Length of a fair turn in ns.
     slice = pv_slice(slice: u64, min: u64, waiting: u64) -> u64;
     /// A debt that grew by `boosted` ns.
@@ -218,6 +220,15 @@ mod tests {
             prop_assert!(!before(queue.wrapping_add(PV_STARVATION_NS / (waiting + 1)), at));
             // Within the limits it stays where it is.
             prop_assert_eq!(enter_vtime(at, queue, slice, waiting), at);
+        }
+
+        #[test]
+        fn a_debt_is_not_forgiven_and_no_credit_is_saved_up(
+            vtime: u64, queue: u64, slice in MS / 10..100 * MS,
+        ) {
+            let at = enter_base(vtime, queue, slice);
+            prop_assert!(!before(at, queue.wrapping_sub(slice)));
+            prop_assert!(at == vtime || before(vtime, at));
         }
 
         #[test]

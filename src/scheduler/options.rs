@@ -45,7 +45,7 @@ pub struct Options {
     pub irq_budget_us: u64,
 
     /// Boost for an interrupt of a guest that does not publish, in microseconds after it entered
-    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub irq_boost_us: u64,
 
     /// Longest time for which a CPU gives boosted turns only while others wait, in microseconds

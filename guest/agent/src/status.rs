@@ -83,11 +83,24 @@ pub struct Words {
     pub ack: u64,
     /// The first timer for an urgent task; none also where the guest cannot tell.
     pub timer: Option<Timer>,
+    /// How long the latest urgent task waited; none before there was one.
+    pub response: Option<Response>,
     pub applied: &'static str,
     pub notify: bool,
     pub ticket: u64,
     pub boosts: u64,
     pub throttles: u64,
+}
+
+/// The wait of an urgent task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Response {
+    /// Microseconds from when its timer was due, or it was woken, until it ran.
+    pub us: u64,
+    /// Microseconds of those until the timer was handled.
+    pub handled_us: u64,
+    /// Number of such tasks, which wraps around.
+    pub count: u16,
 }
 
 /// A timer that an urgent task waits for.
@@ -163,6 +176,17 @@ impl Timer {
     }
 }
 
+impl Response {
+    fn decode(word: u64) -> Option<Self> {
+        let us = |word: u64| word & u64::from(abi::PVSCHED_RESPONSE_US_MAX);
+        (word != 0).then(|| Self {
+            us: us(word),
+            handled_us: us(word >> abi::PVSCHED_RESPONSE_LATE_SHIFT),
+            count: u16::try_from(word >> abi::PVSCHED_RESPONSE_COUNT_SHIFT).unwrap_or_default(),
+        })
+    }
+}
+
 impl From<&abi::pvsched_page> for Words {
     fn from(page: &abi::pvsched_page) -> Self {
         let applied = page.applied & u64::from(abi::PVSCHED_APPLIED_MASK);
@@ -177,6 +201,7 @@ impl From<&abi::pvsched_page> for Words {
             nmi: byte(page.context, abi::PVSCHED_CONTEXT_NMI_SHIFT),
             ack: page.ack,
             timer: Timer::decode(page.timer),
+            response: Response::decode(page.response),
             applied: match u32::try_from(applied).unwrap_or(u32::MAX) {
                 abi::PVSCHED_APPLIED_NONE => "none",
                 abi::PVSCHED_APPLIED_BASELINE => "baseline",
@@ -328,7 +353,7 @@ impl fmt::Display for Status {
             writeln!(
                 f,
                 "{:>4} {:>5} {:<10} {:<12} {:<12} {:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9} {:<9} \
-                 {:>5}",
+                 {:>5} {:>10}",
                 "CPU",
                 "APIC",
                 "page",
@@ -342,7 +367,8 @@ impl fmt::Display for Status {
                 "boosts",
                 "throttles",
                 "role",
-                "group"
+                "group",
+                "waited us"
             )?;
         }
         for vcpu in &self.vcpus {
@@ -367,9 +393,13 @@ impl fmt::Display for Vcpu {
             return Ok(());
         };
         let context = format!("{}/{}/{}", words.hardirq, words.softirq, words.nmi);
+        let waited = words
+            .response
+            .map_or("-".to_string(), |response| response.us.to_string());
         write!(
             f,
-            " {:<12} {:<12} {context:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9} {:<9} {:>5}",
+            " {:<12} {:<12} {context:<12} {:<11} {:<6} {:>12} {:>12} {:>9} {:>9} {:<9} {:>5} \
+             {waited:>10}",
             words.current,
             words.pending,
             words.applied,
@@ -421,6 +451,7 @@ mod tests {
         with_word(&mut bytes, 80, 0x00_01_02);
         with_word(&mut bytes, 88, 41);
         with_word(&mut bytes, 96, 1 << 48 | 0x05_50 << 32 | 2500);
+        with_word(&mut bytes, 104, 3 << 48 | 200 << 24 | 450);
         with_word(&mut bytes, 128, 0x103);
         with_word(&mut bytes, 136, 42);
         with_word(&mut bytes, 144, 7);
@@ -453,6 +484,11 @@ mod tests {
                         nice: None
                     },
                     delay_us: 2500
+                }),
+                response: Some(Response {
+                    us: 450,
+                    handled_us: 200,
+                    count: 3
                 }),
                 applied: "boost-irq",
                 notify: true,

@@ -12,12 +12,6 @@ pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 /// where it does not yet.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
-/// The latency of a guest without device or driver, of the kernel's. What the project promises.
-pub const UNMODIFIED_LATENCY_OF_KERNELS: f64 = 0.5;
-
-/// CPU time of vCPUs that shall get what they get under the kernel's scheduler.
-pub const SAME_SHARE: (f64, f64) = (0.9, 1.1);
-
 /// The p90 of a task whose vCPU has to wait for the other VM's bursts of 30 ms, of one that does
 /// not: the bursts meet more than a tenth of the wake-ups.
 pub const LOWER_PRIORITY_WAITS: f64 = 3.0;

@@ -467,14 +467,8 @@ impl Chain {
 
     /// Starts the scheduler and waits until it has every vCPU.
     pub fn start_scheduler<A: AsRef<str>>(&mut self, arguments: &[A]) -> Result<()> {
-        self.start_scheduler_alone(arguments)?;
-        self.wait_attached()
-    }
-
-    /// Starts the scheduler, and expects nothing of the guest.
-    pub fn start_scheduler_alone<A: AsRef<str>>(&mut self, arguments: &[A]) -> Result<()> {
         self.scheduler = Some(Scheduler::start(arguments)?);
-        Ok(())
+        self.wait_attached()
     }
 
     /// Stops the scheduler; the guest stays and publishes to nobody.

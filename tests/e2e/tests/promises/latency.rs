@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::{ensure, Result};
 use pvsched_e2e::{host, margins, median, promise};
-use pvsched_lab::chain::{Chain, ChainOptions, VmOptions};
+use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::{Cyclictest, GuestLoad, Histogram};
-use serde_json::Value;
 
 const ROUNDS: usize = 3;
 
@@ -43,10 +42,8 @@ impl std::fmt::Display for Medians {
 
 /// What the scheduler replaces, and an idle host, are measured in the same boot and round: ratios
 /// of measurements minutes apart, or on different machines, say nothing.
-fn compare(vm: VmOptions, check: impl Fn(&Value) -> Result<()>) -> Result<Medians> {
-    let cooperates = vm.agent;
+fn compare() -> Result<Medians> {
     let mut chain = Chain::start(ChainOptions {
-        vm,
         no_scheduler: true,
         ..ChainOptions::default()
     })?;
@@ -58,13 +55,13 @@ fn compare(vm: VmOptions, check: impl Fn(&Value) -> Result<()>) -> Result<Median
         measure_into(&mut cells[0], &chain, &idle)?;
         let hogs = Hog::start(4)?;
         measure_into(&mut cells[1], &chain, &hogs)?;
-        if cooperates {
-            chain.start_scheduler::<&str>(&[])?;
-        } else {
-            chain.start_scheduler_alone::<&str>(&[])?;
-        }
+        chain.start_scheduler::<&str>(&[])?;
         measure_into(&mut cells[2], &chain, &hogs)?;
-        check(&chain.scheduler()?.stats()?)?;
+        let stats = chain.scheduler()?.stats()?;
+        ensure!(
+            stats["hints_due"].as_u64() > Some(0),
+            "never ahead of a guest's timer: {stats}"
+        );
         chain.scheduler()?.check()?;
         chain.stop_scheduler()?;
     }
@@ -89,13 +86,7 @@ fn compare(vm: VmOptions, check: impl Fn(&Value) -> Result<()>) -> Result<Median
 #[test]
 fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     promise(|| {
-        let medians = compare(VmOptions::default(), |stats| {
-            ensure!(
-                stats["hints_due"].as_u64() > Some(0),
-                "never ahead of a guest's timer: {stats}"
-            );
-            Ok(())
-        })?;
+        let medians = compare()?;
         ensure!(
             medians.ours <= medians.kernel * margins::LATENCY_OF_KERNELS
                 && medians.ours <= medians.floor * margins::LATENCY_OF_FLOOR
@@ -104,34 +95,6 @@ fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
             margins::LATENCY_OF_KERNELS,
             margins::LATENCY_OF_FLOOR,
             margins::HOST_RATE
-        );
-        Ok(())
-    })
-}
-
-/// It has no device that would speak for it: its interrupts are all that the host can see.
-#[test]
-fn an_unmodified_guests_realtime_task_wakes_up_faster_than_under_the_kernels_scheduler(
-) -> Result<()> {
-    promise(|| {
-        let vm = VmOptions {
-            driver: false,
-            agent: false,
-            ..VmOptions::default()
-        };
-        let medians = compare(vm, |stats| {
-            ensure!(
-                stats["boosts_irq"].as_u64() > Some(0) && stats["nr_vcpus"] == 0,
-                "its interrupts were never worth a boost, or it is not unmodified: {stats}"
-            );
-            Ok(())
-        })?;
-        let (least, most) = margins::SAME_SHARE;
-        ensure!(
-            medians.ours <= medians.kernel * margins::UNMODIFIED_LATENCY_OF_KERNELS
-                && (least..=most).contains(&medians.vcpus),
-            "{medians}; at most {:.2} of the kernel's, vCPUs {least} to {most}",
-            margins::UNMODIFIED_LATENCY_OF_KERNELS,
         );
         Ok(())
     })
