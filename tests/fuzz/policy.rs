@@ -1,12 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Fuzz targets for the native build of the policy's arithmetic, `bpf/policy.h`.
-//!
-//! `cargo test --test fuzz_policy` runs each for a bounded number of random inputs; a failure
-//! prints the smallest input that it could find. A fuzzer that follows the coverage, libFuzzer, runs
-//! one for as long as one likes, on stable Rust:
-//!
-//!     cargo install cargo-bolero
-//!     cargo bolero test --sanitizer NONE --test fuzz_policy NAME
+//! The native build of the policy's arithmetic, `bpf/policy.h`.
 
 use bolero::{check, TypeGenerator};
 use scx_pvsched::abi;
