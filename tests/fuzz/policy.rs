@@ -1,20 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Fuzz targets for the native build of the policy's arithmetic, `bpf/policy.h`.
-//!
-//! `cargo test --test fuzz_policy` runs each for a bounded number of random inputs; a failure
-//! prints the smallest input that it could find. A fuzzer that follows the coverage, libFuzzer, runs
-//! one for as long as one likes, on stable Rust:
-//!
-//!     cargo install cargo-bolero
-//!     cargo bolero test --sanitizer NONE --test fuzz_policy NAME
+//! The native build of the policy's arithmetic, `bpf/policy.h`.
 
 use bolero::{check, TypeGenerator};
 use scx_pvsched::abi;
 use scx_pvsched::policy::{
-    average, boost_key, charge, debt_add, debt_repay, enter_vtime, guest_weight, key_rank, lead,
-    rank, reweigh, slice, spent, timer_delay, timer_rank, weight, PV_GUEST_WEIGHT_DFL,
-    PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS,
-    PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
+    average, boost_key, charge, debt_add, debt_repay, enter_base, enter_vtime, guest_weight,
+    key_rank, lead, rank, reweigh, slice, spent, timer_delay, timer_rank, weight,
+    PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_RANK_MAX, PV_RANK_NONE,
+    PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
 
 const MS: u64 = 1_000_000;
@@ -238,9 +231,9 @@ struct Sharer {
 const SPAN: u64 = 20_000 * MS;
 const OFF: f64 = 0.02;
 const TASK_BUDGET: u64 = 100 * MS;
-/// A lighter task gets a turn within PV_STARVATION_NS whatever it has used, which for one of a real
-/// weight below this is more than its share, if it spends its budget time and again.
-const LEAST_WEIGHT: u64 = 20;
+/// sched_ext's least. Such a task gets a turn within PV_STARVATION_NS whatever it has used, which can
+/// be more than its share, but not by what would count here.
+const LEAST_WEIGHT: u64 = 1;
 /// sched_ext's greatest.
 const MOST_WEIGHT: u64 = 10_000;
 
@@ -249,13 +242,13 @@ const MOST_WEIGHT: u64 = 10_000;
 fn share(sharers: &[Sharer], weights: &[u64], overruns: &[u16]) -> Vec<u64> {
     let count = sharers.len();
     let waiting = count as u64 - 1;
-    let mut vtime = vec![0u64; count];
+    let (mut vtime, mut base) = (vec![0u64; count], vec![0u64; count]);
     let mut used = vec![0u64; count];
     let mut is_spent = vec![false; count];
     let (mut queue, mut now, mut turn) = (0u64, 0u64, 0usize);
     while now < SPAN {
         for i in 0..count {
-            let lead = lead(vtime[i], queue, weights[i]);
+            let lead = lead(base[i], queue, weights[i]);
             let lead = u64::try_from(lead).unwrap_or(0);
             is_spent[i] = spent(is_spent[i], lead, TASK_BUDGET, 0);
         }
@@ -286,8 +279,9 @@ fn share(sharers: &[Sharer], weights: &[u64], overruns: &[u16]) -> Vec<u64> {
         turn += 1;
         now += ran;
         used[next] += ran;
-        vtime[next] = vtime[next].wrapping_add(charge(ran, weights[next]));
-        vtime[next] = enter_vtime(vtime[next], queue, 4 * MS, waiting);
+        let cost = charge(ran, weights[next]);
+        vtime[next] = enter_vtime(vtime[next].wrapping_add(cost), queue, 4 * MS, waiting);
+        base[next] = enter_base(base[next].wrapping_add(cost), queue, 4 * MS);
     }
     used
 }
