@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 use pvsched_e2e::guest_pages::GuestPages;
-use pvsched_e2e::{host, margins, promise};
+use pvsched_e2e::{margins, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::GuestLoad;
 use scx_pvsched::abi;
+
+use crate::vm::Used;
 
 const SETTLE: Duration = Duration::from_secs(2);
 const DURATION: Duration = Duration::from_secs(10);
@@ -68,42 +70,15 @@ const LIES: [(&str, Lie); 6] = [
     }),
 ];
 
-/// Of the CPU time that all got: each vCPU's part of its fair share, and that of the host task that
-/// got the least; and the longest that a host task slept beyond its time.
-struct Cost {
-    vcpus: f64,
-    least: f64,
-    overslept: Duration,
-}
-
-fn measure(chain: &Chain, hogs: &Hog) -> Result<Cost> {
-    let guest = &chain.vm.guest;
-    let threads = guest.vcpu_threads()?;
-    let vcpu_time = || -> Result<Duration> {
-        let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
-        times.sum()
-    };
-    let (vcpus_before, hogs_before) = (vcpu_time()?, hogs.progress());
-    let (start, mut overslept) = (Instant::now(), Duration::ZERO);
+/// Sleeps for a while, a little at a time; the longest that this took beyond its time.
+fn overslept() -> Duration {
+    let (start, mut longest) = (Instant::now(), Duration::ZERO);
     while start.elapsed() < DURATION {
         let (period, before) = (Duration::from_millis(5), Instant::now());
         thread::sleep(period);
-        overslept = overslept.max(before.elapsed().saturating_sub(period));
+        longest = longest.max(before.elapsed().saturating_sub(period));
     }
-    let work = hogs.progress().since(&hogs_before);
-    let vcpus = (vcpu_time()? - vcpus_before).as_secs_f64();
-    let host: Vec<_> = work
-        .threads
-        .iter()
-        .map(|(_, cpu)| cpu.as_secs_f64())
-        .collect();
-    let count = u32::try_from(threads.len() + host.len())?;
-    let fair = (vcpus + host.iter().sum::<f64>()) / f64::from(count);
-    Ok(Cost {
-        vcpus: vcpus / f64::from(u32::try_from(threads.len())?) / fair,
-        least: host.iter().copied().fold(f64::INFINITY, f64::min) / fair,
-        overslept,
-    })
+    longest
 }
 
 #[test]
@@ -124,7 +99,7 @@ fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
             pages.write(CURRENT, NORMAL)?;
             pages.write(STATE, abi::PVSCHED_GUEST_PUBLISHING.into())?;
             let stop = AtomicBool::new(false);
-            let cost = thread::scope(|scope| {
+            let (used, overslept) = thread::scope(|scope| {
                 let liar = scope.spawn(|| {
                     let mut words = Words(0x9e37_79b9_7f4a_7c15);
                     while !stop.load(Ordering::Relaxed) {
@@ -134,21 +109,21 @@ fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
                     Ok::<_, anyhow::Error>(())
                 });
                 thread::sleep(SETTLE);
-                let cost = measure(&chain, &hogs);
+                let used = Used::during(&chain.vm.guest, &hogs, || Ok(overslept()));
                 stop.store(true, Ordering::Relaxed);
                 liar.join().expect("the liar does not panic")?;
-                cost
+                used
             })?;
             chain.scheduler()?.check()?;
+            let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
             told += &format!(
-                "{name}: each vCPU {:.3} of its share, the least of the host's tasks {:.3}, one \
-                 overslept {:.1?}\n",
-                cost.vcpus, cost.least, cost.overslept
+                "{name}: each vCPU {vcpu:.3} of its share, the least of the host's tasks {least:.3}, \
+                 one overslept {overslept:.1?}\n"
             );
             ensure!(
-                cost.vcpus <= margins::GREEDY_GUEST_SHARE
-                    && cost.least >= margins::BESIDE_GREEDY_GUEST_SHARE
-                    && cost.overslept <= margins::OVERSLEPT_BESIDE_LIAR,
+                vcpu <= margins::GREEDY_GUEST_SHARE
+                    && least >= margins::BESIDE_GREEDY_GUEST_SHARE
+                    && overslept <= margins::OVERSLEPT_BESIDE_LIAR,
                 "{told}at most {:.2}, at least {:.2}, at most {:?}",
                 margins::GREEDY_GUEST_SHARE,
                 margins::BESIDE_GREEDY_GUEST_SHARE,

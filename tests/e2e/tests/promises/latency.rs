@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
-use pvsched_e2e::{host, margins, median, promise};
+use pvsched_e2e::{margins, median, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::{Cyclictest, GuestLoad, Histogram};
+
+use crate::vm::Used;
 
 const ROUNDS: usize = 3;
 
@@ -114,15 +116,7 @@ fn measure_into(
     chain: &Chain,
     hogs: &Hog,
 ) -> Result<()> {
-    let guest = &chain.vm.guest;
-    let threads = guest.vcpu_threads()?;
-    let vcpu_time = || -> Result<Duration> {
-        let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
-        times.sum()
-    };
-    let (before, vcpus_before) = (hogs.progress(), vcpu_time()?);
-    let measured = measure(chain)?;
-    let work = hogs.progress().since(&before);
+    let (used, measured) = Used::during(&chain.vm.guest, hogs, || measure(chain))?;
     // Of 700. cyclictest skips the periods that it oversleeps, so that the worst scheduler would
     // show the fewest long latencies.
     ensure!(
@@ -131,8 +125,8 @@ fn measure_into(
         measured.samples()
     );
     latencies.push(p90(&measured));
-    rates.push(work.rate());
-    vcpus.push((vcpu_time()? - vcpus_before).as_secs_f64() / work.elapsed.as_secs_f64());
+    rates.push(used.work.rate());
+    vcpus.push(used.vcpus.iter().sum::<f64>() / used.work.elapsed.as_secs_f64());
     Ok(())
 }
 

@@ -1,11 +1,14 @@
 //! What tests with a VM share.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use pvsched_e2e::host;
 use pvsched_lab::chain::{ChainOptions, VmOptions};
 use pvsched_lab::channel::Job;
 use pvsched_lab::guest::Guest;
+use pvsched_lab::hog::{Hog, Work};
 use pvsched_lab::kernels::Kernel;
 use serde_json::Value;
 
@@ -52,6 +55,68 @@ pub fn sum(stats: &Value, name: &str) -> u64 {
         .iter()
         .filter_map(|vcpu| vcpu[name].as_u64())
         .sum()
+}
+
+/// What the vCPUs of a guest and busy host tasks used while something went on. Shares are of what
+/// they all got, since the lab's own processes need some CPU time too.
+pub struct Used {
+    /// CPU time of each vCPU and of each host task, in seconds.
+    pub vcpus: Vec<f64>,
+    pub host: Vec<f64>,
+    pub work: Work,
+}
+
+impl Used {
+    /// Measures it, and passes on what came of it.
+    pub fn during<T>(
+        guest: &Guest,
+        hogs: &Hog,
+        something: impl FnOnce() -> Result<T>,
+    ) -> Result<(Self, T)> {
+        let threads = guest.vcpu_threads()?;
+        let times = || -> Result<Vec<Duration>> {
+            let time = |tid: &u32| host::cpu_time(guest.pid(), *tid);
+            threads.iter().map(time).collect()
+        };
+        let (before, hogs_before) = (times()?, hogs.progress());
+        let result = something()?;
+        let work = hogs.progress().since(&hogs_before);
+        let vcpus = times()?
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| (*after - *before).as_secs_f64())
+            .collect();
+        let host = work
+            .threads
+            .iter()
+            .map(|(_, cpu)| cpu.as_secs_f64())
+            .collect();
+        Ok((Self { vcpus, host, work }, result))
+    }
+
+    /// CPU time of all vCPUs, of that of all.
+    pub fn part_of_vcpus(&self) -> f64 {
+        let vcpus: f64 = self.vcpus.iter().sum();
+        vcpus / (vcpus + self.host.iter().sum::<f64>())
+    }
+
+    /// What each would have got if all had got the same.
+    #[allow(clippy::cast_precision_loss)]
+    fn fair(&self) -> f64 {
+        let all = self.vcpus.iter().chain(&self.host);
+        all.clone().sum::<f64>() / all.count() as f64
+    }
+
+    /// What a vCPU got, of its fair share; on average.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn share_of_vcpu(&self) -> f64 {
+        self.vcpus.iter().sum::<f64>() / self.vcpus.len() as f64 / self.fair()
+    }
+
+    /// What the host task that got the least got, of its fair share.
+    pub fn least_share_of_host(&self) -> f64 {
+        self.host.iter().copied().fold(f64::INFINITY, f64::min) / self.fair()
+    }
 }
 
 /// User pages that the host's kernel holds pinned. Beside guests' pages nothing in the lab pins any

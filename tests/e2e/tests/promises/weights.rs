@@ -4,11 +4,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
-use pvsched_e2e::{host, margins, promise};
+use pvsched_e2e::{margins, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::channel::Job;
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
+use pvsched_lab::latency::Cyclictest;
+
+use crate::vm::Used;
 
 /// Until what was measured before is forgotten, and virtual times have settled.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -25,22 +28,6 @@ fn busy(guest: &Guest, by: &str) -> Result<Vec<Job>> {
         .collect()
 }
 
-/// CPU time of all vCPUs, of that of all vCPUs and busy host tasks.
-fn share(chain: &Chain, hogs: &Hog) -> Result<f64> {
-    let guest = &chain.vm.guest;
-    let threads = guest.vcpu_threads()?;
-    let vcpu_time = || -> Result<Duration> {
-        let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
-        times.sum()
-    };
-    let (vcpus_before, hogs_before) = (vcpu_time()?, hogs.progress());
-    thread::sleep(DURATION);
-    let work = hogs.progress().since(&hogs_before);
-    let vcpus = (vcpu_time()? - vcpus_before).as_secs_f64();
-    let host: f64 = work.threads.iter().map(|(_, cpu)| cpu.as_secs_f64()).sum();
-    Ok(vcpus / (vcpus + host))
-}
-
 /// The share of two busy vCPUs beside two busy host tasks, with the guest's tasks started by each
 /// of `by`.
 fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
@@ -50,7 +37,11 @@ fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
     for (by, result) in by.iter().zip(&mut shares) {
         let tasks = busy(&chain.vm.guest, by)?;
         thread::sleep(SETTLE);
-        *result = share(&chain, &hogs)?;
+        let (used, ()) = Used::during(&chain.vm.guest, &hogs, || {
+            thread::sleep(DURATION);
+            Ok(())
+        })?;
+        *result = used.part_of_vcpus();
         for task in tasks {
             task.kill()?;
         }
@@ -108,11 +99,11 @@ fn ordinary_work_that_wakes_up_in_a_guest_of_idle_work_does_not_wait_for_idle_tu
         let _idle = busy(&chain.vm.guest, "chrt -i 0")?;
         let _hogs = Hog::start(4)?;
         thread::sleep(SETTLE);
-        let latencies = pvsched_lab::latency::Cyclictest {
+        let latencies = Cyclictest {
             priority: 0,
             interval: Duration::from_millis(100),
             duration: Duration::from_secs(10),
-            ..pvsched_lab::latency::Cyclictest::default()
+            ..Cyclictest::default()
         }
         .run(&chain.vm.guest)?;
         chain.scheduler()?.check()?;
