@@ -3,23 +3,20 @@
  * Virtio driver for paravirtual scheduling: one shared page per vCPU, through
  * which the guest says what it runs and the host says what it made of that.
  *
- * The driver negotiates the protocol, hands each online CPU's page to the
- * device and takes it back when the CPU, the device or the kernel goes. It
- * never looks at what is said: BPF programs write the words (publish.c), a
+ * The driver negotiates the protocol (control.c), hands each online CPU's page
+ * to the device and takes it back when the CPU, the device or the kernel goes.
+ * It never looks at what is said: BPF programs write the words (publish.c), a
  * publisher in user space keeps them loaded (chardev.c).
  *
  * The host may write to a page from SET_PAGE until it has answered CLEAR_PAGE
  * or the device was reset, so no page is freed or given another use before.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/atomic.h>
 #include <linux/completion.h>
 #include <linux/cpu.h>
 #include <linux/cpuhotplug.h>
 #include <linux/gfp.h>
 #include <linux/io.h>
-#include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -37,87 +34,18 @@
 #include <linux/workqueue.h>
 #include <asm/processor.h>
 
+#include "state.h"
 #include "virtio_pvsched.h"
 
-/*
- * How long the device may take to answer a request. A device that needs longer
- * is taken for dead; a host under heavy load needs tens of milliseconds.
- */
-#define PVSCHED_ANSWER_TIMEOUT	(10 * HZ)
-/* How often to look whether the device was unplugged while it owes an answer. */
-#define PVSCHED_ANSWER_POLL	(HZ / 4)
 /* Buffers for events; the device keeps what does not fit. */
 #define PVSCHED_EVENT_BUFFERS	16
-
-/* One request and its answer, in memory that the device may touch late. */
-struct pvsched_exchange {
-	union {
-		struct pvsched_req_header	header;
-		struct pvsched_req_negotiate	negotiate;
-		struct pvsched_req_set_page	set_page;
-		struct pvsched_req_clear_page	clear_page;
-	};
-	struct pvsched_reply			reply;
-};
-
-struct pvsched_cpu {
-	struct pvsched_page	*page;
-	u32			apic_id;
-	u32			error;		/* enum pvsched_status of SET_PAGE */
-	u32			refused;	/* enum pvsched_handoff_error */
-	u64			role;		/* as declared; the page holds a copy */
-	bool			set;		/* the device has the page */
-};
-
-struct pvsched {
-	struct virtio_device	*vdev;
-	struct virtqueue	*vqs[PVSCHED_QUEUE_COUNT];
-	u32			max_vcpus;
-	u32			max_protocols;
-
-	/* All of the following under pvsched_lock, but for what says otherwise. */
-	bool			usable;		/* negotiated, running, answering */
-	bool			broken;
-	u32			error;		/* enum pvsched_status of NEGOTIATE */
-	char			protocol[PVSCHED_PROTOCOL_NAME_LEN];
-	u16			version;
-	u32			set_count;
-	const struct file	*publisher;
-
-	struct pvsched_exchange	*exchange;
-	struct completion	answered;
-
-	/* Written by the work item alone. */
-	struct work_struct	event_work;
-	struct pvsched_event	*events;	/* PVSCHED_EVENT_BUFFERS of them */
-	bool			events_open;
-	bool			attached;
-	u64			event_count;
-	u64			refusal_count;
-
-	struct pvsched_cpu	cpus[];		/* nr_cpu_ids of them */
-};
 
 static unsigned int device_id = 39;
 module_param(device_id, uint, 0444);
 MODULE_PARM_DESC(device_id, "virtio device id to bind to; none is assigned (default 39)");
 
-static char *protocol;
-module_param(protocol, charp, 0444);
-MODULE_PARM_DESC(protocol, "the only protocol to offer: latency or observe (default: both)");
-
-/* What publishers can speak. To the driver they are all the same: pages with words. */
-static const struct {
-	const char	*name;
-	u16		version;
-} pvsched_protocols[] = {
-	{ PVSCHED_PROTOCOL_LATENCY, PVSCHED_PROTOCOL_LATENCY_VERSION },
-	{ PVSCHED_PROTOCOL_OBSERVE, PVSCHED_PROTOCOL_OBSERVE_VERSION },
-};
-static_assert(ARRAY_SIZE(pvsched_protocols) <= PVSCHED_MAX_PROTOCOLS);
-
 /* There is one device per machine: a vCPU has one page. */
-static DEFINE_MUTEX(pvsched_lock);
+DEFINE_MUTEX(pvsched_lock);
 static struct pvsched *pvsched_device;
 static enum cpuhp_state pvsched_cpuhp;
 
@@ -146,6 +74,7 @@ static void pvsched_page_silence(struct pvsched_page *page)
 	WRITE_ONCE(page->context, 0);
 	WRITE_ONCE(page->ack, 0);
 	WRITE_ONCE(page->timer, 0);
+	WRITE_ONCE(page->response, 0);
 }
 
 static void pvsched_publish_cpu(struct pvsched *pv, unsigned int cpu)
@@ -181,7 +110,7 @@ static void pvsched_publish_start(struct pvsched *pv, const struct file *publish
  * page after the grace period, so the words stay cleared then. Where a CPU is
  * kept from its scheduler that takes long, so they are cleared before, too.
  */
-static void pvsched_publish_stop(struct pvsched *pv)
+void pvsched_publish_stop(struct pvsched *pv)
 {
 	unsigned int cpu;
 
@@ -203,163 +132,12 @@ static void pvsched_publish_stop(struct pvsched *pv)
  * The request in pv->exchange is abandoned, and its memory stays with the
  * device until that is reset. Pages stay, too.
  */
-static void pvsched_give_up(struct pvsched *pv)
+void pvsched_give_up(struct pvsched *pv)
 {
 	pv->broken = true;
 	pv->usable = false;
 	pvsched_publish_stop(pv);
 	pvsched_changed();
-}
-
-static void pvsched_control_done(struct virtqueue *vq)
-{
-	struct pvsched *pv = vq->vdev->priv;
-
-	complete(&pv->answered);
-}
-
-/*
- * Sends the request in pv->exchange, of which type and body are filled in.
- * Returns the answer's enum pvsched_status or a negative error.
- */
-static int pvsched_request(struct pvsched *pv, enum pvsched_req_type type, size_t length)
-{
-	struct virtqueue *vq = pv->vqs[PVSCHED_QUEUE_CONTROL];
-	struct pvsched_exchange *exchange = pv->exchange;
-	unsigned long deadline = jiffies + PVSCHED_ANSWER_TIMEOUT;
-	struct scatterlist request, reply;
-	struct scatterlist *sgs[] = { &request, &reply };
-	unsigned int written;
-	int err;
-
-	lockdep_assert_held(&pvsched_lock);
-	if (pv->broken)
-		return -EIO;
-
-	exchange->header.type = cpu_to_le16(type);
-	exchange->header.rsvd = 0;
-	exchange->header.length = cpu_to_le32(length);
-	memset(&exchange->reply, 0, sizeof(exchange->reply));
-	sg_init_one(&request, exchange, length);
-	sg_init_one(&reply, &exchange->reply, sizeof(exchange->reply));
-	reinit_completion(&pv->answered);
-	err = virtqueue_add_sgs(vq, sgs, 1, 1, exchange, GFP_KERNEL);
-	if (err)
-		goto broken;
-	virtqueue_kick(vq);
-
-	while (!virtqueue_get_buf(vq, &written)) {
-		if (virtqueue_is_broken(vq)) {
-			err = -EIO;
-			goto broken;
-		}
-		if (time_after(jiffies, deadline)) {
-			err = -ETIMEDOUT;
-			goto broken;
-		}
-		wait_for_completion_timeout(&pv->answered, PVSCHED_ANSWER_POLL);
-	}
-	if (written < sizeof(exchange->reply)) {
-		err = -EPROTO;
-		goto broken;
-	}
-	return le32_to_cpu(exchange->reply.status);
-
-broken:
-	dev_err(&pv->vdev->dev, "request %d failed (%d): device given up until rebound\n",
-		type, err);
-	pvsched_give_up(pv);
-	return err;
-}
-
-static bool pvsched_may_offer(unsigned int i)
-{
-	return !protocol || !strcmp(protocol, pvsched_protocols[i].name);
-}
-
-/* Fills in what we offer; returns how many protocols that is. */
-static unsigned int pvsched_offer(struct pvsched *pv, struct pvsched_req_negotiate *req)
-{
-	unsigned int i, count = 0;
-
-	memset(req, 0, sizeof(*req));
-	for (i = 0; i < ARRAY_SIZE(pvsched_protocols) && count < pv->max_protocols; i++) {
-		const char *name = pvsched_protocols[i].name;
-		__le16 version = cpu_to_le16(pvsched_protocols[i].version);
-
-		if (!pvsched_may_offer(i))
-			continue;
-		memcpy(req->protocols[count].name, name, strlen(name));
-		req->protocols[count].min_version = version;
-		req->protocols[count].max_version = version;
-		count++;
-	}
-	req->count = cpu_to_le32(count);
-	return count;
-}
-
-static bool pvsched_offered(const struct pvsched_req_negotiate *req,
-			    const struct pvsched_reply *reply)
-{
-	unsigned int i;
-
-	for (i = 0; i < le32_to_cpu(req->count); i++) {
-		if (!memcmp(reply->protocol, req->protocols[i].name, sizeof(reply->protocol)))
-			return reply->version == req->protocols[i].max_version;
-	}
-	return false;
-}
-
-/* The reply says what the device would have liked best; an older one says nothing. */
-static void pvsched_no_protocol(struct pvsched *pv, unsigned int count)
-{
-	const struct pvsched_req_negotiate *req = &pv->exchange->negotiate;
-	const struct pvsched_reply *reply = &pv->exchange->reply;
-	unsigned int i;
-
-	dev_warn(&pv->vdev->dev, "no protocol in common: the device wants %*pE version %u\n",
-		 (int)strnlen(reply->protocol, sizeof(reply->protocol)), reply->protocol,
-		 le16_to_cpu(reply->version));
-	for (i = 0; i < count; i++)
-		dev_warn(&pv->vdev->dev, "this driver speaks %.*s version %u\n",
-			 (int)sizeof(req->protocols[i].name), req->protocols[i].name,
-			 le16_to_cpu(req->protocols[i].max_version));
-}
-
-/* Returns 0, also if the device speaks none of our protocols: pv->error says so. */
-static int pvsched_negotiate(struct pvsched *pv)
-{
-	struct pvsched_req_negotiate *req = &pv->exchange->negotiate;
-	const struct pvsched_reply *reply = &pv->exchange->reply;
-	unsigned int count = pvsched_offer(pv, req);
-	int status;
-
-	status = pvsched_request(pv, PVSCHED_REQ_NEGOTIATE,
-				 offsetof(struct pvsched_req_negotiate, protocols) +
-				 count * sizeof(req->protocols[0]));
-	if (status < 0)
-		return status;
-	pv->error = status;
-	if (status == PVSCHED_ERR_NO_PROTOCOL) {
-		pvsched_no_protocol(pv, count);
-		return 0;
-	}
-	if (status != PVSCHED_OK) {
-		dev_warn(&pv->vdev->dev, "no protocol negotiated (status %d)\n", status);
-		return 0;
-	}
-	if (!pvsched_offered(req, reply)) {
-		dev_err(&pv->vdev->dev, "device chose a protocol that was not offered\n");
-		return -EPROTO;
-	}
-	/* After suspend it may be another one, for which the publisher has to load its program. */
-	if (memcmp(pv->protocol, reply->protocol, sizeof(pv->protocol)) ||
-	    pv->version != le16_to_cpu(reply->version))
-		pvsched_publish_stop(pv);
-	memcpy(pv->protocol, reply->protocol, sizeof(pv->protocol));
-	pv->version = le16_to_cpu(reply->version);
-	pv->usable = true;
-	return 0;
 }
 
 /* A failure is no reason to keep the CPU from coming up: its vCPU gets no boost. */
@@ -974,25 +752,13 @@ static struct virtio_driver pvsched_driver = {
 	.restore	= pm_sleep_ptr(pvsched_restore),
 };
 
-static bool __init pvsched_protocol_is_known(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(pvsched_protocols); i++) {
-		if (pvsched_may_offer(i))
-			return true;
-	}
-	return false;
-}
-
 static int __init pvsched_init(void)
 {
 	int err;
 
-	if (!pvsched_protocol_is_known()) {
-		pr_err("protocol=%s: this driver does not speak that\n", protocol);
-		return -EINVAL;
-	}
+	err = pvsched_control_init();
+	if (err)
+		return err;
 	pvsched_id_table[0].device = device_id;
 	err = pvsched_publish_init();
 	if (err)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the three files of virtio_pvsched know of each other.
+ * What the files of virtio_pvsched know of each other.
  *
- * device.c   the virtio device: queues, requests, events, pages, CPU hotplug
+ * device.c   the virtio device: queues, events, pages, CPU hotplug
+ * control.c  requests to it, and the negotiation; with device.c it shares state.h
  * publish.c  what BPF programs can reach: the live pages and the doorbell
  * chardev.c  /dev/pvsched
  *
