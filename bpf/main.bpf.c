@@ -128,8 +128,9 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 
 	home = home_of(p, t);
 	if (enq_flags & SCX_ENQ_LAST && (home < 0 || home == cpu)) {
-		/* Nobody else is there for this CPU, and nobody would wake it. */
+		/* Nobody else is there for this CPU, which is about to go idle and would not look. */
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
+		scx_bpf_kick_cpu(cpu, 0);
 		return;
 	}
 	if (home >= 0) {
@@ -355,9 +356,18 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 	if (may_stay) {
 		struct pv_task *t = task_of(prev);
 
-		/* Nobody else wants the CPU: a new turn begins. */
-		if (t)
+		/*
+		 * Nobody else wants the CPU: a new turn begins. The queue
+		 * moves on with it, or whoever comes next would find this one
+		 * as far ahead as it has run alone.
+		 */
+		if (t) {
+			charge(prev, t, l, now);
 			t->extra_turn = 0;
+			if (pv_before(READ_ONCE(l->vtime), t->vtime))
+				WRITE_ONCE(l->vtime, t->vtime);
+			show_vtime(c, t, prev->scx.weight, now);
+		}
 		c->turn_end = now + slice_ns;
 		c->boosted_since = 0;
 		scx_bpf_task_set_slice(prev, slice_ns);

@@ -15,7 +15,7 @@ use std::env;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 
 pub use kernel_log::KernelLog;
 
@@ -38,15 +38,15 @@ pub fn promise_with(expected_exits: &[&str], body: impl FnOnce() -> Result<()>) 
     );
     let log = KernelLog::mark()?;
     let result = body();
-    let complaints = log.complaints(expected_exits);
-    result?;
-    let complaints = complaints?;
-    ensure!(
-        complaints.is_empty(),
-        "the kernel complained:\n{}",
-        complaints.join("\n")
-    );
-    Ok(())
+    let complaints = log.complaints(expected_exits)?;
+    if complaints.is_empty() {
+        return result;
+    }
+    let complained = format!("the kernel complained:\n{}", complaints.join("\n"));
+    match result {
+        Ok(()) => bail!(complained),
+        Err(error) => Err(error.context(complained)),
+    }
 }
 
 /// Asks again and again until there is an answer, and says how long that took.
