@@ -38,10 +38,6 @@ pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 /// their 1024; the rest is for its interrupts, and for turns that end at ticks.
 pub const IDLE_GUEST_SHARE: f64 = 0.05;
 
-/// Doorbells of a guest within 8 s in which its tasks stay the same. What asks for the number wakes
-/// it up some times; its two vCPUs have 4,000 ticks meanwhile.
-pub const DOORBELLS_AT_REST: u64 = 200;
-
 /// A half, of CPUs that two vCPUs and two host tasks of the same weight share.
 pub const HALF: (f64, f64) = (0.45, 0.55);
 

@@ -102,6 +102,26 @@ fn nice_values_weigh_as_they_do_under_the_kernels_scheduler() -> Result<()> {
     })
 }
 
+/// What it used while nobody else wanted the CPU is not held against it.
+#[test]
+fn a_task_that_ran_alone_shares_at_once_with_one_that_comes() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let first = busy("1", "0")?;
+        thread::sleep(Duration::from_secs(6));
+        let second = busy("1", "0")?;
+        let times = times(&[&first, &second], Duration::from_secs(3))?;
+        scheduler.check()?;
+        let part = times[0] / (times[0] + times[1]);
+        println!("{part:.2} of the CPU for the first one");
+        ensure!(
+            (0.3..=0.7).contains(&part),
+            "{part:.2} of the CPU for the first one: {times:.2?} s"
+        );
+        scheduler.stop()
+    })
+}
+
 /// Hundreds of tasks that do nothing but wake each other up.
 #[test]
 fn hackbench_finishes() -> Result<()> {

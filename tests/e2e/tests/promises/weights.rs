@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use pvsched_e2e::{margins, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::channel::Job;
@@ -28,12 +28,6 @@ fn busy(guest: &Guest, by: &str) -> Result<Vec<Job>> {
         .collect()
 }
 
-/// How often the guest has left guest mode to tell the host something.
-fn doorbells(chain: &Chain) -> Result<u64> {
-    let status = chain.vm.status()?;
-    status["doorbells"].as_u64().context("no doorbells")
-}
-
 /// The share of two busy vCPUs beside two busy host tasks, with the guest's tasks started by each
 /// of `by`.
 fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
@@ -43,18 +37,11 @@ fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
     for (by, result) in by.iter().zip(&mut shares) {
         let tasks = busy(&chain.vm.guest, by)?;
         thread::sleep(SETTLE);
-        let rung = doorbells(&chain)?;
         let (used, ()) = Used::during(&chain.vm.guest, &hogs, || {
             thread::sleep(DURATION);
             Ok(())
         })?;
         *result = used.part_of_vcpus();
-        let rung = doorbells(&chain)? - rung;
-        ensure!(
-            rung <= margins::DOORBELLS_AT_REST,
-            "{by}: {rung} doorbells of a guest that always has the same to say (at most {})",
-            margins::DOORBELLS_AT_REST
-        );
         for task in tasks {
             task.kill()?;
         }
