@@ -254,6 +254,8 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 	if (state->wanted)
 		say_response(page, state, urgency);
 	state->due = 0;
+	/* What is left of them is ksoftirqd's work; and a bit whose entry nobody saw would stay. */
+	state->softirqs = 0;
 	settle(page, state, state->read, tell);
 	state->read = READ_ONCE(page->ticket);
 	return 0;
@@ -534,6 +536,11 @@ int BPF_PROG(on_timer_entry)
 	struct cpu_state *state = this_state();
 
 	if (page && state && READ_ONCE(page->timer)) {
+		/* It has come without our seeing that it was set: no reason to hold the echo for ever. */
+		if (state->rearming) {
+			state->rearming = 0;
+			settle(page, state, state->ready, state->tell);
+		}
 		state->rearming = 1;
 		state->ready = READ_ONCE(page->ack);
 		state->tell = 0;
