@@ -13,6 +13,7 @@
 #include <linux/btf.h>
 #include <linux/btf_ids.h>
 #include <linux/cpumask.h>
+#include <linux/kvm_para.h>
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/rcupdate.h>
@@ -55,7 +56,7 @@ void pvsched_doorbell_set(struct virtqueue *vq)
 }
 
 /**
- * pvsched_doorbell_count() - how often the doorbell was rung
+ * pvsched_doorbell_count() - how often the host was notified
  */
 u64 pvsched_doorbell_count(void)
 {
@@ -90,8 +91,10 @@ __bpf_kfunc u8 *pvsched_page(int cpu, const size_t rdwr_buf_size)
 /**
  * pvsched_notify_host() - make this vCPU leave guest mode once
  *
- * Callable from every context: notifying a queue that never carries a buffer
- * takes no lock and touches no ring, it is one write to the device.
+ * Callable from every context. Under KVM it is the hypercall that does nothing
+ * but leave guest mode: a write to the doorbell does the same, but KVM has to
+ * decode the instruction, and wakes whoever listens. Notifying a queue that
+ * never carries a buffer takes no lock and touches no ring.
  */
 __bpf_kfunc void pvsched_notify_host(void)
 {
@@ -100,7 +103,10 @@ __bpf_kfunc void pvsched_notify_host(void)
 	rcu_read_lock();
 	vq = rcu_dereference(pvsched_doorbell);
 	if (vq) {
-		virtqueue_notify(vq);
+		if (kvm_para_available())
+			kvm_hypercall0(KVM_HC_VAPIC_POLL_IRQ);
+		else
+			virtqueue_notify(vq);
 		this_cpu_inc(pvsched_rung);
 	}
 	rcu_read_unlock();

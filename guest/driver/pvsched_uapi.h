@@ -33,7 +33,7 @@ struct pvsched_info {
 	__u32 error;		/* enum pvsched_status of a failed NEGOTIATE */
 	__u64 events;		/* events received from the device */
 	__u64 refusals;		/* VCPU_REFUSED events among them */
-	__u64 doorbells;	/* doorbell writes since the module was loaded */
+	__u64 doorbells;	/* notifications of the host since the module was loaded */
 };
 
 enum pvsched_cpu_state {

@@ -41,7 +41,7 @@ pub struct Status {
     /// Events received from the device, and vCPU refusals among them.
     pub events: u64,
     pub refusals: u64,
-    /// Doorbell writes since the driver was loaded.
+    /// Notifications of the host since the driver was loaded.
     pub doorbells: u64,
     pub vcpus: Vec<Vcpu>,
 }
@@ -345,7 +345,7 @@ impl fmt::Display for Status {
         if let (Some(name), Some(version)) = (&self.protocol, self.version) {
             writeln!(
                 f,
-                "protocol {name} version {version}; {} events, {} refusals, {} doorbell writes",
+                "protocol {name} version {version}; {} events, {} refusals, {} notifications",
                 self.events, self.refusals, self.doorbells
             )?;
         }

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use tempfile::TempDir;
 
 use crate::channel::{Channel, Job, Output};
@@ -297,11 +297,28 @@ impl Guest {
     pub fn exec(&self, command: &str, limit: Duration) -> Result<Output> {
         self.channel.exec(command, limit).with_context(|| {
             format!(
-                "guest {}; its console ends so:\n{}",
+                "guest {}; its console ends so:\n{}\nQEMU said: {}",
                 self.name,
-                self.console_tail()
+                self.console_tail(),
+                self.qemu_log()
             )
         })
+    }
+
+    /// Fails if QEMU has stopped the guest's CPUs, which it does when KVM gives up on an
+    /// instruction; nested emulation makes that happen now and then.
+    pub fn check(&self) -> Result<()> {
+        let log = self.qemu_log();
+        ensure!(
+            !log.contains("KVM internal error") && self.running(),
+            "guest {} has stopped; QEMU said: {log}",
+            self.name
+        );
+        Ok(())
+    }
+
+    fn qemu_log(&self) -> String {
+        tail(&self.folder.path().join("qemu.log"))
     }
 
     /// Starts a shell command in the guest and returns at once.
