@@ -7,9 +7,12 @@
  *  - what runs: current_task, when tasks are switched, and again when an
  *    interrupt comes, for a task that changed its priority while it ran
  *  - what waits and is more urgent: pending_task, from wake-ups and inherited
- *    priorities until tasks are switched
- *  - what the CPU is in: context, counts of nested hardirqs and softirqs.
- *    Nothing tells entry and exit of an NMI, so its count stays zero.
+ *    priorities until tasks are switched, and from there on what lost the CPU
+ *    to something less urgent
+ *  - what the CPU is in: context, counts of nested hardirqs and softirqs, and
+ *    whether it holds a lock: to switch tasks, where the kernel shows the end of
+ *    that (6.16 and newer), or to set the hardware's timer. Nothing tells entry
+ *    and exit of an NMI, so its count stays zero.
  *  - which interrupts have been taken: ack (see ticket.h)
  *  - what its timer interrupts are for: timer (see timers.h), where the kernel
  *    lets programs see that the hardware's timer is set
@@ -49,6 +52,8 @@
 #define HARDIRQ_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_HARDIRQ_SHIFT)
 #define SOFTIRQ_ONE	(1ULL << PVSCHED_CONTEXT_SOFTIRQ_SHIFT)
 #define SOFTIRQ_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_SOFTIRQ_SHIFT)
+#define LOCKED_SWITCH	(1ULL << PVSCHED_CONTEXT_LOCKED_SHIFT)
+#define LOCKED_TIMER	(2ULL << PVSCHED_CONTEXT_LOCKED_SHIFT)
 
 /* Of the driver. */
 extern __u8 *pvsched_page(int cpu, const size_t rdwr_buf_size) __ksym;
@@ -70,6 +75,8 @@ struct cpu_state {
 	__u64 due;	/* ns; when the urgent timer that is being handled was due, 0 none */
 	__u64 wanted;	/* ns; since when the urgent task that waits should run, 0 none does */
 	__u64 woken;	/* ns; when it was woken */
+	__u64 unlocks;	/* this kernel shows when a switch is over */
+	__u64 defers;	/* this kernel sets the timer in __hrtimer_rearm_deferred() */
 };
 
 struct {
@@ -154,22 +161,35 @@ static __always_inline bool says_urgent(const struct pvsched_page *page)
 }
 
 /*
- * The urgency of the task that runs from now on, when nothing waits any more.
- * Returns whether the last urgent task has gone. The order of the stores keeps
- * a task that waited and now runs visible all the time.
+ * The urgency of the task that runs from now on, and what waits now: nothing
+ * urgent. Returns whether the last urgent task has gone. The order of the
+ * stores keeps a task that waited and now runs visible all the time.
  */
-static __always_inline bool say_switch(struct pvsched_page *page, __u64 urgency)
+static __always_inline bool say_switch(struct pvsched_page *page, __u64 urgency, __u64 waits)
 {
 	if (says_urgent(page) && !pvsched_urgent(urgency)) {
-		WRITE_ONCE(page->pending_task, 0);
+		WRITE_ONCE(page->pending_task, waits);
 		write_and_fence(&page->current_task, urgency);
 		return true;
 	}
 	if (READ_ONCE(page->current_task) != urgency)
 		WRITE_ONCE(page->current_task, urgency);
-	if (READ_ONCE(page->pending_task))
-		WRITE_ONCE(page->pending_task, 0);
+	if (READ_ONCE(page->pending_task) != waits)
+		WRITE_ONCE(page->pending_task, waits);
 	return false;
+}
+
+/*
+ * What a task that lost the CPU still wants of it. A fair task does not sleep
+ * when it makes room for one of SCHED_IDLE, whose turn it is now and then; a
+ * real-time task makes room for others only when it may not run.
+ */
+static __always_inline __u64 left_waiting(const struct task_struct *prev, bool runnable,
+					  __u64 urgency)
+{
+	__u64 waits = runnable ? task_urgency(prev, prev->prio) : 0;
+
+	return pvsched_more_urgent(waits, urgency) && !pvsched_urgent(waits) ? waits : 0;
 }
 
 /* The same task still runs, perhaps with another urgency. Returns the same. */
@@ -206,17 +226,26 @@ static __always_inline bool say_ack(struct pvsched_page *page, __u64 ticket)
 	return READ_ONCE(page->ticket) == ticket && !says_urgent(page);
 }
 
-/* Everything up to @ticket was taken; @tell: and urgency has dropped. */
-static __always_inline void settle(struct pvsched_page *page, struct cpu_state *state,
-				   __u64 ticket, bool tell)
+/*
+ * Everything up to @ticket was taken; @tell: and urgency has dropped. Returns
+ * whether the host is to be told.
+ */
+static __always_inline bool has_settled(struct pvsched_page *page, struct cpu_state *state,
+					__u64 ticket, bool tell)
 {
 	if (state->rearming) {
 		state->ready = ticket;
 		state->tell |= tell;
-		return;
+		return false;
 	}
-	tell |= say_ack(page, ticket);
-	if (tell)
+	return say_ack(page, ticket) || tell;
+}
+
+/* has_settled(), and the host is told. */
+static __always_inline void settle(struct pvsched_page *page, struct cpu_state *state,
+				   __u64 ticket, bool tell)
+{
+	if (has_settled(page, state, ticket, tell))
 		notify(page);
 }
 
@@ -238,26 +267,65 @@ static __always_inline void say_response(struct pvsched_page *page, struct cpu_s
 }
 
 SEC("tp_btf/sched_switch")
-int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next,
+	     unsigned int prev_state)
 {
 	struct pvsched_page *page = this_page();
 	struct cpu_state *state = this_state();
-	__u64 urgency;
+	__u64 urgency, context;
 	bool tell;
 
 	if (!page || !state)
 		return 0;
-	if (READ_ONCE(page->context))
-		WRITE_ONCE(page->context, 0);
+	context = state->unlocks ? LOCKED_SWITCH : 0;
+	if (READ_ONCE(page->context) != context)
+		WRITE_ONCE(page->context, context);
 	urgency = task_urgency(next, next->prio);
-	tell = say_switch(page, urgency);
+	tell = say_switch(page, urgency, left_waiting(prev, preempt || !prev_state, urgency));
 	if (state->wanted)
 		say_response(page, state, urgency);
 	state->due = 0;
 	/* What is left of them is ksoftirqd's work; and a bit whose entry nobody saw would stay. */
 	state->softirqs = 0;
-	settle(page, state, state->read, tell);
+	tell = has_settled(page, state, state->read, tell);
 	state->read = READ_ONCE(page->ticket);
+	if (tell && !state->unlocks)
+		notify(page);
+	return 0;
+}
+
+/* From here on the lock of the run queue is taken. */
+SEC("?tp_btf/sched_entry_tp")
+int BPF_PROG(on_switching)
+{
+	struct pvsched_page *page = this_page();
+
+	if (page)
+		WRITE_ONCE(page->context, READ_ONCE(page->context) | LOCKED_SWITCH);
+	return 0;
+}
+
+/*
+ * The switch is over: the lock of the run queue is released, which others need
+ * to wake a task here, and what the last task left behind is cleared up. Only
+ * now may the host take the CPU away.
+ */
+SEC("?tp_btf/sched_exit_tp")
+int BPF_PROG(on_switched)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+	__u64 context;
+
+	if (!page || !state)
+		return 0;
+	state->unlocks = 1;
+	context = READ_ONCE(page->context);
+	if (!(context & LOCKED_SWITCH))
+		return 0;
+	write_and_fence(&page->context, context & ~LOCKED_SWITCH);
+	if (!says_urgent(page) && READ_ONCE(page->ack) == READ_ONCE(page->ticket))
+		notify(page);
 	return 0;
 }
 
@@ -360,6 +428,19 @@ int BPF_PROG(on_timer_programmed, __s64 expires)
 		return 0;
 	pvsched_timer_programmed(timers, expires);
 	say_timer(page, timers);
+	/* That exit is where the host is most likely to take the CPU. */
+	WRITE_ONCE(page->context, READ_ONCE(page->context) | LOCKED_TIMER);
+	return 0;
+}
+
+static __always_inline int timer_set(struct pvsched_page *page, struct cpu_state *state)
+{
+	if (READ_ONCE(page->context) & LOCKED_TIMER)
+		WRITE_ONCE(page->context, READ_ONCE(page->context) & ~LOCKED_TIMER);
+	if (!state->rearming)
+		return 0;
+	state->rearming = 0;
+	settle(page, state, state->ready, state->tell);
 	return 0;
 }
 
@@ -369,11 +450,24 @@ int BPF_PROG(on_timer_set)
 	struct pvsched_page *page = this_page();
 	struct cpu_state *state = this_state();
 
-	if (!page || !state || !state->rearming)
+	if (!page || !state)
 		return 0;
-	state->rearming = 0;
-	settle(page, state, state->ready, state->tell);
-	return 0;
+	if (state->rearming && state->defers)
+		return 0;
+	return timer_set(page, state);
+}
+
+/* The same at the end of a timer interrupt in kernels from 7.1 on: the lock is released. */
+SEC("?fexit/__hrtimer_rearm_deferred")
+int BPF_PROG(on_rearmed)
+{
+	struct pvsched_page *page = this_page();
+	struct cpu_state *state = this_state();
+
+	if (!page || !state)
+		return 0;
+	state->defers = 1;
+	return timer_set(page, state);
 }
 
 SEC("tp_btf/hrtimer_start")

@@ -92,6 +92,7 @@ enum pvsched_role {
 #define PVSCHED_CONTEXT_HARDIRQ_SHIFT	0
 #define PVSCHED_CONTEXT_SOFTIRQ_SHIFT	8
 #define PVSCHED_CONTEXT_NMI_SHIFT	16
+#define PVSCHED_CONTEXT_LOCKED_SHIFT	24	/* a bit for each lock that others need soon */
 #define PVSCHED_CONTEXT_FIELD_MASK	0xffULL
 
 /*

@@ -80,6 +80,8 @@ pub struct Words {
     pub hardirq: u8,
     pub softirq: u8,
     pub nmi: u8,
+    /// Whether it holds a lock that other CPUs need soon.
+    pub locked: bool,
     pub ack: u64,
     /// The first timer for an urgent task; none also where the guest cannot tell.
     pub timer: Option<Timer>,
@@ -199,6 +201,7 @@ impl From<&abi::pvsched_page> for Words {
             hardirq: byte(page.context, abi::PVSCHED_CONTEXT_HARDIRQ_SHIFT),
             softirq: byte(page.context, abi::PVSCHED_CONTEXT_SOFTIRQ_SHIFT),
             nmi: byte(page.context, abi::PVSCHED_CONTEXT_NMI_SHIFT),
+            locked: byte(page.context, abi::PVSCHED_CONTEXT_LOCKED_SHIFT) != 0,
             ack: page.ack,
             timer: Timer::decode(page.timer),
             response: Response::decode(page.response),
@@ -359,7 +362,7 @@ impl fmt::Display for Status {
                 "page",
                 "current",
                 "pending",
-                "irq/soft/nmi",
+                "irq/soft/nmi/lock",
                 "applied",
                 "notify",
                 "ticket",
@@ -392,7 +395,13 @@ impl fmt::Display for Vcpu {
         let Some(words) = &self.words else {
             return Ok(());
         };
-        let context = format!("{}/{}/{}", words.hardirq, words.softirq, words.nmi);
+        let context = format!(
+            "{}/{}/{}/{}",
+            words.hardirq,
+            words.softirq,
+            words.nmi,
+            u8::from(words.locked)
+        );
         let waited = words
             .response
             .map_or("-".to_string(), |response| response.us.to_string());
@@ -476,6 +485,7 @@ mod tests {
                 hardirq: 2,
                 softirq: 1,
                 nmi: 0,
+                locked: false,
                 ack: 41,
                 timer: Some(Timer {
                     urgency: Urgency {
