@@ -270,6 +270,30 @@ static inline u32 guest_weight(struct pv_task *t, struct pvsched_page *page)
 }
 
 /*
+ * A vCPU goes to sleep. Where its guest does not say that this CPU is idle, it
+ * waits for a lock that another one holds, perhaps one that has no CPU.
+ */
+static inline void went_to_sleep(struct pv_task *t, struct pvsched_page *page)
+{
+	struct pv_vm *vm = vm_of(t);
+
+	if (page && vm && pv_class(READ_ONCE(page->current_task)) > PVSCHED_CLASS_IDLE_CPU)
+		WRITE_ONCE(vm->stuck_at, bpf_ktime_get_ns());
+}
+
+/* Makes @weight that of the vCPU: a waiting one's when its turn begins, a running one's when charged. */
+static inline void reweigh(struct pv_task *t, u32 weight, u64 queue_vtime)
+{
+	u32 before = t->guest_weight ?: PV_GUEST_WEIGHT_DFL;
+
+	t->guest_weight = weight;
+	if (weight == before)
+		return;
+	t->vtime = pv_reweigh(t->vtime, queue_vtime, before, weight);
+	COUNT(reweighed);
+}
+
+/*
  * Charges the time since the last charge. All of it counts as use of the
  * task's share, boosted or not. The guest may have changed its mind meanwhile:
  * the heavier of both weights counts, as it may have worked until just now and
@@ -291,11 +315,7 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	after = guest_weight(t, page);
 	heavier = before > after ? before : after;
 	t->vtime += pv_charge(ran, pv_weight(weight, heavier));
-	if (after != before) {
-		t->vtime = pv_reweigh(t->vtime, queue_vtime, before, after);
-		COUNT(reweighed);
-	}
-	t->guest_weight = after;
+	reweigh(t, after, queue_vtime);
 	t->base_vtime += pv_charge(ran, pv_weight(weight, heavier > PV_GUEST_WEIGHT_DFL ?
 						  heavier : PV_GUEST_WEIGHT_DFL));
 	t->ran += ran;

@@ -47,6 +47,10 @@ struct kvm_lapic___pv {
  * Of those that it does not, ticks know: it gets one when it has waited this long.
  */
 #define LOOK_NS		(100 * PV_NSEC_PER_MSEC)
+/* How often its page is read meanwhile, as nothing tells of a task that one guest CPU gives another. */
+#define ASK_NS		(10 * PV_NSEC_PER_MSEC)
+/* From the end of a boost to that of the turn. */
+#define LEAVE_NS	(PV_NSEC_PER_MSEC / 10)
 /* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
 /* However slow the machine, a vCPU is not put ahead of its timer by more. */
@@ -90,7 +94,42 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 	call_ahead(p, t, rank, false, now);
 }
 
-/* A timer of the host's for a vCPU that still waits: see arm_due(). */
+/*
+ * A vCPU of little weight still waits. Has its guest got more to do, or an
+ * interrupt for which there was no budget? Does it hold a lock, or does another
+ * vCPU wait as if it did? Should its ticks be looked at?
+ */
+static inline void ask(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
+		       struct pv_due *due)
+{
+	u64 now = bpf_ktime_get_ns(), next = now + ASK_NS;
+	struct pv_vm *vm = vm_of(t);
+
+	if (READ_ONCE(t->hint_at)) {
+		call_ahead(p, t, READ_ONCE(t->hint_rank), false, scx_bpf_now());
+	} else if (READ_ONCE(page->context)) {
+		call_ahead(p, t, PV_RANK_IRQ, true, scx_bpf_now());
+	} else if (vm && READ_ONCE(vm->stuck_at) >= due->asked_at) {
+		WRITE_ONCE(t->given_until, scx_bpf_now() + PV_GRACE_NS);
+		COUNT(unstuck);
+		call_ahead(p, t, PV_RANK_IRQ, true, scx_bpf_now());
+	} else if (now >= due->look_at && has_untaken(t, page)) {
+		COUNT(looks);
+		urge(p, t, page, READ_ONCE(t->ticket), PV_RANK_IRQ);
+	} else if (guest_weight(t, page) > READ_ONCE(t->guest_weight) &&
+		   !__sync_lock_test_and_set(&t->posted, 1)) {
+		COUNT(asked);
+		tell_cpu(p, t, PV_RANK_IRQ, scx_bpf_now());
+	}
+	if (now >= due->look_at)
+		due->look_at = now + LOOK_NS;
+	if (due->look_at < next)
+		next = due->look_at;
+	due->asked_at = now;
+	bpf_timer_start(&due->timer, next - now, 0);
+}
+
+/* A timer of the host's for a vCPU that still waits, or still runs: see start_due(). */
 static int on_due(void *map, u64 *attachment, struct pv_due *due)
 {
 	struct pvsched_page *page;
@@ -105,14 +144,16 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 	if (!t)
 		goto release;
 	page = page_of(p, t);
+	if (t->attachment == *attachment && t->turns == due->turns && due->rank == PV_RANK_NONE) {
+		if (READ_ONCE(t->state) == PV_STATE_RUNNING)
+			scx_bpf_kick_cpu(scx_bpf_task_cpu(p), SCX_KICK_PREEMPT);
+		goto release;
+	}
 	/* Should it have run since, the guest has seen to its timers. */
 	if (page && t->attachment == *attachment && t->turns == due->turns &&
 	    READ_ONCE(t->state) == PV_STATE_FAIR) {
 		if (due->rank == PV_RANK_IRQ) {
-			if (has_untaken(t, page)) {
-				COUNT(looks);
-				urge(p, t, page, READ_ONCE(t->ticket), PV_RANK_IRQ);
-			}
+			ask(p, t, page, due);
 			goto release;
 		}
 		COUNT(hints_due);
@@ -142,31 +183,44 @@ static inline u64 early_by(struct pv_cpu *c)
 }
 
 /*
- * Sets the host's timer for a vCPU that has to wait:
+ * Sets the host's timer for a vCPU that has to wait, to @at:
  *
- * - to @early before a timer of its guest for an urgent task, of @rank: it is
- *   put ahead then, to be in guest mode when that expires
- * - with PV_RANK_IRQ, to when a guest of little weight is to be asked what the
- *   timer interrupt that waits for it has woken
+ * - before a timer of its guest for an urgent task, of @rank: it is put ahead
+ *   then, to be in guest mode when that expires
+ * - with PV_RANK_IRQ, when a guest of little weight is asked for the first time
+ *
+ * And for one that runs, with PV_RANK_NONE, to when it is to leave.
  */
-static inline void arm_due(struct task_struct *p, struct pv_task *t, u32 rank, u64 at, u64 early)
+static inline void start_due(struct task_struct *p, struct pv_task *t, struct pv_due *due,
+			     u32 rank, u64 at)
 {
-	u64 attachment = t->attachment, now = bpf_ktime_get_ns();
-	struct pv_due *due;
+	u64 now = bpf_ktime_get_ns();
 
-	due = bpf_map_lookup_elem(&dues, &attachment);
-	if (!due)
-		return;
 	due->tid = BPF_CORE_READ(p, pid);
 	due->rank = rank;
-	due->early = early;
 	due->turns = t->turns;
 	if (!due->ready) {
 		bpf_timer_init(&due->timer, &dues, CLOCK_MONOTONIC);
 		bpf_timer_set_callback(&due->timer, on_due);
 		due->ready = 1;
 	}
-	bpf_timer_start(&due->timer, at > now + early ? at - now - early : 0, 0);
+	bpf_timer_start(&due->timer, at > now ? at - now : 0, 0);
+}
+
+/*
+ * The boosted turn of a vCPU is over. Its guest told so with the lock of a run
+ * queue held as a rule: taken off now, it would let all those wait for its next
+ * turn that want to wake a task on it.
+ */
+static inline void leave_soon(struct task_struct *p, struct pv_task *t)
+{
+	u64 attachment = t->attachment;
+	struct pv_due *due = bpf_map_lookup_elem(&dues, &attachment);
+
+	if (due)
+		start_due(p, t, due, PV_RANK_NONE, bpf_ktime_get_ns() + LEAVE_NS);
+	else
+		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), SCX_KICK_PREEMPT);
 }
 
 /* Whether what its guest runs makes the vCPU lighter than its thread is. */
@@ -192,7 +246,8 @@ int BPF_PROG(on_sched_out)
 	struct pvsched_page *page;
 	struct pv_task *t;
 	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
-	u64 word, next, look;
+	u64 attachment, word, next, now;
+	struct pv_due *due;
 	u32 rank;
 
 	t = task_of(p);
@@ -211,16 +266,24 @@ int BPF_PROG(on_sched_out)
 	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
 		return 0;
 	next = BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
+	attachment = t->attachment;
+	due = bpf_map_lookup_elem(&dues, &attachment);
+	if (!due)
+		return 0;
 	if (rank) {
-		arm_due(p, t, rank, next + pv_timer_delay(word), early_by(c));
+		due->early = early_by(c);
+		start_due(p, t, due, rank, next + pv_timer_delay(word) - due->early);
 		return 0;
 	}
-	look = bpf_ktime_get_ns() + LOOK_NS;
+	now = bpf_ktime_get_ns();
+	due->look_at = now + LOOK_NS;
 	if (pv_timer_class(word) > t->guest_class)
-		look = next + pv_timer_delay(word);
-	else if (next > look)
-		look = next;
-	arm_due(p, t, PV_RANK_IRQ, look, 0);
+		due->look_at = next + pv_timer_delay(word);
+	else if (next > due->look_at)
+		due->look_at = next;
+	due->asked_at = now;
+	now += ASK_NS;
+	start_due(p, t, due, PV_RANK_IRQ, due->look_at < now ? due->look_at : now);
 	return 0;
 }
 
@@ -388,7 +451,7 @@ int BPF_PROG(on_exit)
 	if (!VERDICT_RANK(verdict)) {
 		COUNT(ended_exit);
 		if (t->extra_turn && waiting)
-			scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
+			leave_soon(p, t);
 	}
 	return 0;
 }

@@ -56,6 +56,8 @@ struct pv_stats {
 	u64 hints_idle;
 	u64 hints_due;
 	u64 looks;
+	u64 asked;
+	u64 unstuck;
 	u64 posted;
 	u64 dropped;
 	u64 moved;
@@ -148,6 +150,7 @@ struct pv_vm {
 	u32 weight_min;		/* what its tasks' nice values may make of a vCPU's */
 	u32 weight_max;		/* weight, in the kernel's units: 1024 leaves it alone */
 	u32 observe;		/* nothing that its guest says, and no hint, has an effect */
+	u64 stuck_at;		/* ns; when one of its vCPUs waited for a lock, as it seems */
 };
 
 /*

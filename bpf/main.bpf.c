@@ -248,11 +248,14 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	struct pv_task *t = task_of(prev);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
-	u64 now = scx_bpf_now(), slice;
+	u64 now = scx_bpf_now(), slice, waiting;
 
 	if (!t || !c || !l || t->extra_turn || READ_ONCE(c->give_way))
 		return false;
 	charge(prev, t, l, now);
+	/* One that goes on and on is never enqueued, but may save up no more than others. */
+	waiting = waiting_per_cpu(llc, l);
+	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
 	if (has_claim(CPU_DSQ(cpu), t->vtime) || has_claim(FAIR_DSQ(llc), t->vtime))
 		return false;
 	if (!anybody_waits(cpu, llc))
@@ -260,8 +263,7 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	if (pv_before(READ_ONCE(l->vtime), t->vtime))
 		WRITE_ONCE(l->vtime, t->vtime);
 	show_vtime(c, t, prev->scx.weight, now);
-	slice = is_batch(t) ? slice_ns :
-			      pv_slice(slice_ns, slice_min_ns, waiting_per_cpu(llc, l));
+	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
 	c->turn_end = now + slice;
 	c->boosted_since = 0;
 	scx_bpf_task_set_slice(prev, slice);
@@ -384,13 +386,17 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
+	struct pvsched_page *page = NULL;
 
 	if (!t || !c || !l)
 		return;
 
 	t->charged_at = now;
-	if (t->is_vcpu)
+	if (t->is_vcpu) {
 		irq_settle(t, now);
+		page = page_of(p, t);
+		reweigh(t, guest_weight(t, page), READ_ONCE(l->vtime));
+	}
 	c->rank = 0;
 	c->give_way = 0;
 	show_vtime(c, t, p->scx.weight, now);
@@ -412,7 +418,6 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	}
 
 	if (t->is_vcpu) {
-		struct pvsched_page *page = page_of(p, t);
 		u32 verdict;
 
 		WRITE_ONCE(t->posted, 0);
@@ -492,11 +497,13 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 
 	if (!t || !c || !l)
 		return;
-	if (runnable)
+	if (runnable) {
 		charge(p, t, l, scx_bpf_now());
-	else
+	} else {
 		/* What a CPU that halts will do when it is woken, its guest cannot say. */
 		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), scx_bpf_now());
+		went_to_sleep(t, page_of(p, t));
+	}
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;

@@ -86,6 +86,21 @@ static inline u32 llc_here(struct pv_cpu *c)
 	return llc < PV_MAX_LLCS ? llc : 0;
 }
 
+/* Tells a CPU to look at @p, which waits in a fair queue and has become worth @rank. */
+static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, u64 now)
+{
+	s32 target = cpu_to_take(p, bpf_get_smp_processor_id(), home_of(p, t), rank, now);
+	struct pv_cpu *c = cpu_of(target);
+
+	if (!c) {
+		WRITE_ONCE(t->posted, 0);
+		return;
+	}
+	post(c, BPF_CORE_READ(p, pid));
+	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
+	COUNT(preempted);
+}
+
 /*
  * Something worth @rank waits for @p. If that waits in a fair queue itself, a
  * CPU is told to move it ahead. @given: another vCPU gives its turn for it.
@@ -93,7 +108,6 @@ static inline u32 llc_here(struct pv_cpu *c)
 static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, bool given,
 			      u64 now)
 {
-	s32 here = bpf_get_smp_processor_id(), target;
 	struct pv_cpu *c;
 	struct pv_llc *l;
 	s64 lead;
@@ -113,15 +127,7 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 		WRITE_ONCE(t->posted, 0);
 		return;
 	}
-	target = cpu_to_take(p, here, home_of(p, t), rank, now);
-	c = cpu_of(target);
-	if (!c) {
-		WRITE_ONCE(t->posted, 0);
-		return;
-	}
-	post(c, BPF_CORE_READ(p, pid));
-	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
-	COUNT(preempted);
+	tell_cpu(p, t, rank, now);
 }
 
 /*

@@ -61,15 +61,21 @@ static inline void post(struct pv_cpu *c, s32 tid)
 		COUNT(posted);
 }
 
-/* Moves one posted vCPU from its fair queue to a boost queue that @cpu, in @llc, looks at. */
+/*
+ * Moves one posted vCPU from its fair queue to a boost queue that @cpu, in
+ * @llc, looks at; or to where it belongs in the fair queue, if its guest has
+ * got more to do than what it is weighed by.
+ */
 __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
 	struct pv_llc *l = llc_of(llc);
 	struct bpf_iter_scx_dsq it;
 	u64 now = scx_bpf_now();
 	struct task_struct *p;
+	struct pvsched_page *page;
 	struct pv_task *t;
-	u32 rank;
+	u32 rank, weight;
+	u64 dsq, key;
 	s32 home;
 
 	p = bpf_task_from_pid(tid);
@@ -85,16 +91,28 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 	home = home_of(p, t);
 	if (home >= 0 && home != cpu)
 		goto release;
-	rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
-	if (!rank)
-		goto release;
+	page = page_of(p, t);
+	rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t, l), now));
+	if (rank) {
+		dsq = boost_dsq(home, llc);
+		key = pv_boost_key(rank, now);
+		t->extra_turn = 1;
+	} else {
+		weight = guest_weight(t, page);
+		if (weight <= t->guest_weight)
+			goto release;
+		/* Its vtime itself follows when its turn begins, on whichever CPU that is. */
+		dsq = t->dsq;
+		key = pv_reweigh(t->vtime, READ_ONCE(l->vtime), t->guest_weight, weight);
+	}
 
 	if (!bpf_iter_scx_dsq_new(&it, t->dsq, 0)) {
-		scx_bpf_dsq_move_set_slice(&it, BOOST_SLICE_NS);
-		scx_bpf_dsq_move_set_vtime(&it, pv_boost_key(rank, now));
-		t->extra_turn = 1;
-		if (scx_bpf_dsq_move_vtime(&it, p, boost_dsq(home, llc), 0)) {
-			WRITE_ONCE(t->state, PV_STATE_BOOST);
+		if (rank)
+			scx_bpf_dsq_move_set_slice(&it, BOOST_SLICE_NS);
+		scx_bpf_dsq_move_set_vtime(&it, key);
+		if (scx_bpf_dsq_move_vtime(&it, p, dsq, 0)) {
+			if (rank)
+				WRITE_ONCE(t->state, PV_STATE_BOOST);
 			COUNT(moved);
 		}
 	}

@@ -72,6 +72,8 @@ struct pv_due {
 	struct bpf_timer timer;
 	u64 turns;		/* pv_task.turns when it was armed */
 	u64 early;		/* ns that it expires before the guest's */
+	u64 asked_at;		/* ns; when such a guest was asked last */
+	u64 look_at;		/* ns; when a guest of little weight gets its ticks */
 	s32 tid;
 	u32 rank;		/* of the task that the guest's timer is for */
 	u32 ready;		/* the timer has its function */

@@ -102,6 +102,12 @@ pub struct Metrics {
     pub hints_due: u64,
     #[stat(desc = "waiting vCPUs of light guest work put ahead to see what a timer has woken")]
     pub looks: u64,
+    #[stat(desc = "waiting vCPUs of light guest work whose guest had got heavier work meanwhile")]
+    pub asked: u64,
+    #[stat(
+        desc = "waiting vCPUs of light guest work put ahead as another of the VM waits for a lock"
+    )]
+    pub unstuck: u64,
     #[stat(desc = "hints for waiting vCPUs, posted to a CPU")]
     pub posted: u64,
     #[stat(desc = "posts lost because a CPU had too many")]
@@ -180,6 +186,8 @@ impl Metrics {
         self.hints_idle += cpu.hints_idle;
         self.hints_due += cpu.hints_due;
         self.looks += cpu.looks;
+        self.asked += cpu.asked;
+        self.unstuck += cpu.unstuck;
         self.posted += cpu.posted;
         self.dropped += cpu.dropped;
         self.moved += cpu.moved;

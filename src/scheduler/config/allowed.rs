@@ -106,6 +106,8 @@ impl Allowed {
             },
             weight_max: weight_of_nice(*self.nice.start()),
             observe: 0,
+            // For the BPF programs to fill in.
+            stuck_at: 0,
         }
     }
 
