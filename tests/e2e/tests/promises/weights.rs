@@ -41,9 +41,13 @@ fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
             thread::sleep(DURATION);
             Ok(())
         })?;
+        chain.vm.guest.check()?;
         *result = used.part_of_vcpus();
-        for task in tasks {
+        for task in &tasks {
             task.kill()?;
+        }
+        for task in tasks {
+            task.wait(margins::COMMAND)?;
         }
         chain.scheduler()?.check()?;
     }
