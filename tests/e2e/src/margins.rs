@@ -51,6 +51,10 @@ pub const REATTACH: Duration = Duration::from_secs(2);
 /// Things that happen at once, on emulated CPUs that share two real ones.
 pub const AT_ONCE: Duration = Duration::from_secs(10);
 
+/// From a vCPU's end to its page's release. The kernel frees a BPF task storage, which unpins the
+/// page, after grace periods of RCU tasks trace; on busy emulated CPUs those took over 10 s twice.
+pub const UNPINNED: Duration = Duration::from_secs(40);
+
 /// Loading and starting takes 2 s on an idle machine; a busy one is many times slower.
 pub const START: Duration = Duration::from_secs(60);
 

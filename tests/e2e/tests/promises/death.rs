@@ -155,7 +155,7 @@ fn nothing_left(boosted: &mut Boosted) -> Result<()> {
 }
 
 fn nothing_pinned_since(before: i64) -> Result<()> {
-    eventually("no page stays pinned", margins::AT_ONCE, || {
+    eventually("no page stays pinned", margins::UNPINNED, || {
         Ok((pinned_pages()? == before).then_some(()))
     })?;
     Ok(())

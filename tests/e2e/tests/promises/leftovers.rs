@@ -36,7 +36,7 @@ impl Held {
 
     fn wait_for(self, scheduler: &Scheduler) -> Result<()> {
         let mut last = None;
-        let same = eventually("everything of the VMs is gone", margins::AT_ONCE, || {
+        let same = eventually("everything of the VMs is gone", margins::UNPINNED, || {
             let now = Self::now(scheduler)?;
             let same = now == self;
             last = Some(now);
