@@ -269,18 +269,6 @@ static inline u32 guest_weight(struct pv_task *t, struct pvsched_page *page)
 	return pv_clamp(weight, READ_ONCE(vm->weight_min), READ_ONCE(vm->weight_max));
 }
 
-/*
- * A vCPU goes to sleep. Where its guest does not say that this CPU is idle, it
- * waits for a lock that another one holds, perhaps one that has no CPU.
- */
-static inline void went_to_sleep(struct pv_task *t, struct pvsched_page *page)
-{
-	struct pv_vm *vm = vm_of(t);
-
-	if (page && vm && pv_class(READ_ONCE(page->current_task)) > PVSCHED_CLASS_IDLE_CPU)
-		WRITE_ONCE(vm->stuck_at, bpf_ktime_get_ns());
-}
-
 /* Makes @weight that of the vCPU: a waiting one's when its turn begins, a running one's when charged. */
 static inline void reweigh(struct pv_task *t, u32 weight, u64 queue_vtime)
 {
@@ -333,6 +321,14 @@ static inline struct pvsched_page *charge(struct task_struct *p, struct pv_task 
 
 	task_charge(t, page, p->scx.weight, READ_ONCE(l->vtime), now);
 	return page;
+}
+
+/* Whether what its guest runs makes the vCPU lighter than its thread is. */
+static inline bool is_light(struct pv_task *t)
+{
+	u32 weight = READ_ONCE(t->guest_weight);
+
+	return weight && weight < PV_GUEST_WEIGHT_DFL;
 }
 
 /* What others compare themselves with: the vtime of the task that runs on @c. */
@@ -392,6 +388,8 @@ __noinline int boost_set(struct pv_task *t __arg_nonnull, struct pvsched_page *p
 	 */
 	if (boost && waiting && t->extra_turn)
 		applied |= PVSCHED_APPLIED_NOTIFY;
+	if (waiting && !is_light(t) && !is_observed(t))
+		applied |= PVSCHED_APPLIED_NOTIFY_LIGHT;
 	tell(t, page, applied);
 	return 0;
 }

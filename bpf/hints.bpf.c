@@ -21,6 +21,7 @@ struct kvm_lapic___pv;
 
 struct kvm_vcpu_arch___pv {
 	struct kvm_lapic___pv *apic;
+	int mp_state;
 } __attribute__((preserve_access_index));
 
 struct preempt_notifier___pv {
@@ -145,8 +146,14 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 		goto release;
 	page = page_of(p, t);
 	if (t->attachment == *attachment && t->turns == due->turns && due->rank == PV_RANK_NONE) {
-		if (READ_ONCE(t->state) == PV_STATE_RUNNING)
+		if (READ_ONCE(t->state) == PV_STATE_RUNNING) {
+			struct pv_cpu *c = cpu_of(scx_bpf_task_cpu(p));
+
+			/* Nor does what is left of a fair turn go on. */
+			if (c)
+				WRITE_ONCE(c->give_way, 1);
 			scx_bpf_kick_cpu(scx_bpf_task_cpu(p), SCX_KICK_PREEMPT);
+		}
 		goto release;
 	}
 	/* Should it have run since, the guest has seen to its timers. */
@@ -223,12 +230,21 @@ static inline void leave_soon(struct task_struct *p, struct pv_task *t)
 		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), SCX_KICK_PREEMPT);
 }
 
-/* Whether what its guest runs makes the vCPU lighter than its thread is. */
-static inline bool is_light(struct pv_task *t)
-{
-	u32 weight = READ_ONCE(t->guest_weight);
+/* KVM_MP_STATE_HALTED, from include/uapi/linux/kvm.h */
+#define MP_STATE_HALTED	3
 
-	return weight && weight < PV_GUEST_WEIGHT_DFL;
+/*
+ * A vCPU goes to sleep. If it halts, and its guest does not say that this CPU is
+ * idle, it waits for a lock that another one holds, perhaps one that has no CPU.
+ */
+static inline void note_sleep(struct task_struct *p, struct pv_task *t, struct kvm_vcpu___pv *vcpu)
+{
+	struct pvsched_page *page = page_of(p, t);
+	struct pv_vm *vm = vm_of(t);
+
+	if (page && vm && pv_class(READ_ONCE(page->current_task)) > PVSCHED_CLASS_IDLE_CPU &&
+	    BPF_CORE_READ(vcpu, arch.mp_state) == MP_STATE_HALTED)
+		WRITE_ONCE(vm->stuck_at, bpf_ktime_get_ns());
 }
 
 /*
@@ -251,7 +267,12 @@ int BPF_PROG(on_sched_out)
 	u32 rank;
 
 	t = task_of(p);
-	if (!t || READ_ONCE(t->state) != PV_STATE_FAIR)
+	if (!t)
+		return 0;
+	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
+	if (READ_ONCE(t->state) == PV_STATE_ELSEWHERE)
+		note_sleep(p, t, vcpu);
+	if (READ_ONCE(t->state) != PV_STATE_FAIR)
 		return 0;
 	page = page_of(p, t);
 	if (!page || is_observed(t))
@@ -260,7 +281,6 @@ int BPF_PROG(on_sched_out)
 	rank = capped(t, pv_timer_rank(word));
 	if (!c || !(word & PVSCHED_TIMER_KNOWN) || (!rank && !is_light(t)))
 		return 0;
-	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
 	apic = BPF_CORE_READ(vcpu, arch.apic);
 	/* Intel's VMX preemption timer: when it would expire is not to be seen here. */
 	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
@@ -421,6 +441,18 @@ int BPF_PROG(on_entry)
 	return 0;
 }
 
+/* Whether the guest of a vCPU that was told to say so has nothing left but SCHED_IDLE work. */
+static inline bool has_become_light(struct task_struct *p, struct pv_task *t)
+{
+	struct pvsched_page *page;
+
+	if (!(t->applied & PVSCHED_APPLIED_NOTIFY_LIGHT))
+		return false;
+	page = page_of(p, t);
+	return page && pv_class(READ_ONCE(page->current_task)) == PVSCHED_CLASS_IDLE &&
+	       !READ_ONCE(page->pending_task);
+}
+
 SEC("tp_btf/kvm_exit")
 int BPF_PROG(on_exit)
 {
@@ -435,7 +467,7 @@ int BPF_PROG(on_exit)
 	u64 now;
 
 	t = task_of(p);
-	if (!t || (!t->rank && !t->would_be))
+	if (!t || (!t->rank && !t->would_be && !has_become_light(p, t)))
 		return 0;
 	c = cpu_of(cpu);
 	l = c ? llc_of(llc_here(c)) : NULL;
@@ -444,13 +476,13 @@ int BPF_PROG(on_exit)
 	now = scx_bpf_now();
 	page = charge(p, t, l, now);
 	verdict = boost_judge(t, page, task_lead(p, t, l), now);
-	if (!t->rank && !VERDICT_RANK(verdict))
+	if (!t->rank && !VERDICT_RANK(verdict) && !is_light(t))
 		return 0;
 	waiting = anybody_waits(cpu, llc_here(c));
 	boost_set(t, page, c, verdict, waiting);
 	if (!VERDICT_RANK(verdict)) {
 		COUNT(ended_exit);
-		if (t->extra_turn && waiting)
+		if ((t->extra_turn || is_light(t)) && waiting)
 			leave_soon(p, t);
 	}
 	return 0;

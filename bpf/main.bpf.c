@@ -497,13 +497,11 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 
 	if (!t || !c || !l)
 		return;
-	if (runnable) {
+	if (runnable)
 		charge(p, t, l, scx_bpf_now());
-	} else {
+	else
 		/* What a CPU that halts will do when it is woken, its guest cannot say. */
 		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), scx_bpf_now());
-		went_to_sleep(t, page_of(p, t));
-	}
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;

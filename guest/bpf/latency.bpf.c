@@ -17,7 +17,8 @@
  *  - what its timer interrupts are for: timer (see timers.h), where the kernel
  *    lets programs see that the hardware's timer is set
  *  - how long the latest urgent task waited: response
- *  - when the host asked for it: one notification as urgency drops
+ *  - when the host asked for it: one notification as urgency drops, or as
+ *    nothing but SCHED_IDLE work is left
  *
  * Who may write which word: current_task and pending_task are written with the
  * run queue of their CPU locked, or (current_task) by the CPU itself in an
@@ -54,6 +55,7 @@
 #define SOFTIRQ_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_SOFTIRQ_SHIFT)
 #define LOCKED_SWITCH	(1ULL << PVSCHED_CONTEXT_LOCKED_SHIFT)
 #define LOCKED_TIMER	(2ULL << PVSCHED_CONTEXT_LOCKED_SHIFT)
+#define LOCKED_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_LOCKED_SHIFT)
 
 /* Of the driver. */
 extern __u8 *pvsched_page(int cpu, const size_t rdwr_buf_size) __ksym;
@@ -76,6 +78,7 @@ struct cpu_state {
 	__u64 wanted;	/* ns; since when the urgent task that waits should run, 0 none does */
 	__u64 woken;	/* ns; when it was woken */
 	__u64 unlocks;	/* this kernel shows when a switch is over */
+	__u64 reasons;	/* to notify the host then: PVSCHED_APPLIED_NOTIFY* */
 	__u64 defers;	/* this kernel sets the timer in __hrtimer_rearm_deferred() */
 };
 
@@ -147,10 +150,15 @@ static __always_inline void write_and_fence(__u64 *word, __u64 value)
 	__sync_lock_test_and_set(word, value);
 }
 
+static __always_inline void notify_of(const struct pvsched_page *page, __u64 reasons)
+{
+	if (READ_ONCE(page->applied) & reasons)
+		pvsched_notify_host();
+}
+
 static __always_inline void notify(const struct pvsched_page *page)
 {
-	if (READ_ONCE(page->applied) & PVSCHED_APPLIED_NOTIFY)
-		pvsched_notify_host();
+	notify_of(page, PVSCHED_APPLIED_NOTIFY);
 }
 
 /* Whether the words say that something urgent runs or waits. */
@@ -272,7 +280,7 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 {
 	struct pvsched_page *page = this_page();
 	struct cpu_state *state = this_state();
-	__u64 urgency, context;
+	__u64 before, urgency, waits, context, reasons = 0;
 	bool tell;
 
 	if (!page || !state)
@@ -281,16 +289,23 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 	if (READ_ONCE(page->context) != context)
 		WRITE_ONCE(page->context, context);
 	urgency = task_urgency(next, next->prio);
-	tell = say_switch(page, urgency, left_waiting(prev, preempt || !prev_state, urgency));
+	waits = left_waiting(prev, preempt || !prev_state, urgency);
+	before = READ_ONCE(page->current_task);
+	tell = say_switch(page, urgency, waits);
+	if (!waits && pvsched_idle_work(urgency) && !pvsched_idle_work(before))
+		reasons |= PVSCHED_APPLIED_NOTIFY_LIGHT;
 	if (state->wanted)
 		say_response(page, state, urgency);
 	state->due = 0;
 	/* What is left of them is ksoftirqd's work; and a bit whose entry nobody saw would stay. */
 	state->softirqs = 0;
-	tell = has_settled(page, state, state->read, tell);
+	if (has_settled(page, state, state->read, tell))
+		reasons |= PVSCHED_APPLIED_NOTIFY;
 	state->read = READ_ONCE(page->ticket);
-	if (tell && !state->unlocks)
-		notify(page);
+	if (state->unlocks)
+		state->reasons = reasons;
+	else if (reasons)
+		notify_of(page, reasons);
 	return 0;
 }
 
@@ -315,7 +330,7 @@ int BPF_PROG(on_switched)
 {
 	struct pvsched_page *page = this_page();
 	struct cpu_state *state = this_state();
-	__u64 context;
+	__u64 context, reasons;
 
 	if (!page || !state)
 		return 0;
@@ -324,8 +339,12 @@ int BPF_PROG(on_switched)
 	if (!(context & LOCKED_SWITCH))
 		return 0;
 	write_and_fence(&page->context, context & ~LOCKED_SWITCH);
+	reasons = state->reasons;
+	state->reasons = 0;
 	if (!says_urgent(page) && READ_ONCE(page->ack) == READ_ONCE(page->ticket))
-		notify(page);
+		reasons |= PVSCHED_APPLIED_NOTIFY;
+	if (reasons)
+		notify_of(page, reasons);
 	return 0;
 }
 
@@ -530,7 +549,11 @@ static __always_inline int hardirq_entry(void)
 
 	if (!page || !state)
 		return 0;
-	context = READ_ONCE(page->context);
+	/*
+	 * Those locks are held with interrupts off. What says otherwise is left
+	 * of a switch to a new task, whose end no tracepoint shows.
+	 */
+	context = READ_ONCE(page->context) & ~LOCKED_MASK;
 	WRITE_ONCE(page->context, context + HARDIRQ_ONE);
 	if (context & HARDIRQ_MASK)
 		return 0;

@@ -74,4 +74,10 @@ static inline _Bool pvsched_urgent(__u64 word)
 	return word >> PVSCHED_URGENCY_CLASS_SHIFT >= PVSCHED_CLASS_RT;
 }
 
+/* Work of SCHED_IDLE, which is worth next to nothing to the host. */
+static inline _Bool pvsched_idle_work(__u64 word)
+{
+	return word >> PVSCHED_URGENCY_CLASS_SHIFT == PVSCHED_CLASS_IDLE;
+}
+
 #endif /* PVSCHED_URGENCY_H */

@@ -143,6 +143,11 @@ enum pvsched_applied {
  * and woke nobody urgent. The guest tells by one write to the doorbell.
  */
 #define PVSCHED_APPLIED_NOTIFY		(1ULL << 8)
+/*
+ * The same for when the guest CPU goes over from heavier work to SCHED_IDLE
+ * work, and nothing heavier waits for it.
+ */
+#define PVSCHED_APPLIED_NOTIFY_LIGHT	(1ULL << 9)
 
 struct pvsched_page {
 	/* Cache line 0. Writer: the guest's driver, seldom. */
