@@ -55,7 +55,7 @@ struct kvm_lapic___pv {
 /* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
 /* However slow the machine, a vCPU is not put ahead of its timer by more. */
-#define EARLY_MAX_NS	PV_NSEC_PER_MSEC
+#define EARLY_MAX_NS	(2 * PV_NSEC_PER_MSEC)
 
 /* Interrupts of the vCPU that its guest has not yet taken. */
 static inline bool has_untaken(struct pv_task *t, struct pvsched_page *page)

@@ -140,7 +140,7 @@ enum pvsched_applied {
 /*
  * The host wants to be told at once when urgency drops: when the last
  * urgent task leaves the CPU, or an interrupt has been taken (ack == ticket)
- * and woke nobody urgent. The guest tells by one write to the doorbell.
+ * and woke nobody urgent. The guest tells by leaving guest mode once.
  */
 #define PVSCHED_APPLIED_NOTIFY		(1ULL << 8)
 /*

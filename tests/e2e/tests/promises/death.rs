@@ -8,20 +8,18 @@ use pvsched_lab::chain::{Chain, ChainOptions, Scheduler, Vm};
 use pvsched_lab::channel::Job;
 use pvsched_lab::hog::Hog;
 
-use crate::vm::{endless_fifo, periodic_fifo, pinned_pages, sum};
+use crate::vm::{endless_fifo, nothing_pinned, periodic_fifo, sum};
 
 /// A chain in the middle of a boost.
 struct Boosted {
     chain: Chain,
-    /// Before there was a VM.
-    pinned: i64,
     _hogs: Hog,
     _fifo: Job,
 }
 
 impl Boosted {
     fn start() -> Result<Self> {
-        let pinned = pinned_pages()?;
+        nothing_pinned()?;
         let mut chain = Chain::start(ChainOptions::default())?;
         let hogs = Hog::start(4)?;
         let fifo = endless_fifo(&chain.vm.guest, 1, 50, 60)?;
@@ -31,7 +29,6 @@ impl Boosted {
         })?;
         Ok(Self {
             chain,
-            pinned,
             _hogs: hogs,
             _fifo: fifo,
         })
@@ -57,7 +54,7 @@ fn a_killed_scheduler_leaves_the_host_running_and_is_used_again_when_back() -> R
         })?;
         let status = chain.vm.status()?;
         ensure!(status["vcpus"][1]["words"]["applied"] == "none", "{status}");
-        nothing_pinned_since(boosted.pinned)?;
+        nothing_pinned()?;
 
         let start = Instant::now();
         let scheduler = Scheduler::start::<&str>(&[])?;
@@ -151,12 +148,5 @@ fn nothing_left(boosted: &mut Boosted) -> Result<()> {
         let stats = boosted.chain.scheduler()?.stats()?;
         Ok((stats["nr_vms"] == 0 && stats["nr_vcpus"] == 0).then_some(()))
     })?;
-    nothing_pinned_since(boosted.pinned)
-}
-
-fn nothing_pinned_since(before: i64) -> Result<()> {
-    eventually("no page stays pinned", margins::UNPINNED, || {
-        Ok((pinned_pages()? == before).then_some(()))
-    })?;
-    Ok(())
+    nothing_pinned()
 }

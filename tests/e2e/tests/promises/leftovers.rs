@@ -8,7 +8,7 @@ use pvsched_lab::chain::{Device, Scheduler, Vm, VmOptions};
 use pvsched_lab::guest::Guest;
 use serde_json::Value;
 
-use crate::vm::pinned_pages;
+use crate::vm::{nothing_pinned, pinned_pages};
 
 /// Within this the device has closed what it had for a guest and waits for the next.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -57,6 +57,7 @@ fn wait_for_vcpus(scheduler: &Scheduler, count: u64) -> Result<()> {
 #[test]
 fn ten_guests_one_after_another_on_one_device_leave_nothing() -> Result<()> {
     promise(|| {
+        nothing_pinned()?;
         let mut scheduler = Scheduler::start::<&str>(&[])?;
         let mut device = Device::start("series")?;
         let mut device_files = 0;
@@ -105,6 +106,7 @@ fn ten_guests_one_after_another_on_one_device_leave_nothing() -> Result<()> {
 #[test]
 fn four_guests_at_a_time_are_told_apart_and_leave_nothing() -> Result<()> {
     promise(|| {
+        nothing_pinned()?;
         let mut scheduler = Scheduler::start::<&str>(&[])?;
         let before = Held::now(&scheduler)?;
         let mut vms = Vec::new();

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use pvsched_e2e::host;
+use pvsched_e2e::{eventually, host, margins};
 use pvsched_lab::chain::{ChainOptions, VmOptions};
 use pvsched_lab::channel::Job;
 use pvsched_lab::guest::Guest;
@@ -129,4 +129,15 @@ pub fn pinned_pages() -> Result<i64> {
         Ok(value.trim().parse()?)
     };
     Ok(value("nr_foll_pin_acquired ")? - value("nr_foll_pin_released ")?)
+}
+
+/// Waits until no page is pinned: those of an earlier test's VM, or of this one's.
+pub fn nothing_pinned() -> Result<()> {
+    let mut pinned = 0;
+    let none = eventually("no page stays pinned", margins::UNPINNED, || {
+        pinned = pinned_pages()?;
+        Ok((pinned == 0).then_some(()))
+    });
+    none.map(|_| ())
+        .with_context(|| format!("{pinned} pages are pinned"))
 }
