@@ -120,7 +120,7 @@ impl Used {
 }
 
 /// User pages that the host's kernel holds pinned. Beside guests' pages nothing in the lab pins any
-/// for long.
+/// for long, but its file system does for a moment: what is expected has to be waited for.
 pub fn pinned_pages() -> Result<i64> {
     let text = fs::read_to_string("/proc/vmstat")?;
     let value = |name: &str| -> Result<i64> {
