@@ -11,7 +11,7 @@
  *    to something less urgent
  *  - what the CPU is in: context, counts of nested hardirqs and softirqs, and
  *    whether it holds a lock: to switch tasks, where the kernel shows the end of
- *    that (6.16 and newer), or to set the hardware's timer. Nothing tells entry
+ *    that (6.18 does, 6.12 does not), or to set the hardware's timer. Nothing tells entry
  *    and exit of an NMI, so its count stays zero.
  *  - which interrupts have been taken: ack (see ticket.h)
  *  - what its timer interrupts are for: timer (see timers.h), where the kernel
@@ -476,7 +476,7 @@ int BPF_PROG(on_timer_set)
 	return timer_set(page, state);
 }
 
-/* The same at the end of a timer interrupt in kernels from 7.1 on: the lock is released. */
+/* The same at the end of a timer interrupt where newer kernels defer it: the lock is released. */
 SEC("?fexit/__hrtimer_rearm_deferred")
 int BPF_PROG(on_rearmed)
 {
