@@ -64,7 +64,8 @@ struct {
 } homes SEC(".maps");
 
 /*
- * A timer of the host's that stands in for one of a waiting vCPU's guest. The
+ * A timer of the host's: for a vCPU that waits it stands in for one of its
+ * guest, or reminds to look into its page; a vCPU that runs it tells to leave. The
  * scheduler process makes an entry for each handover; the key is
  * pv_page.attachment.
  */

@@ -93,8 +93,8 @@ __bpf_kfunc u8 *pvsched_page(int cpu, const size_t rdwr_buf_size)
  *
  * Callable from every context. Under KVM it is the hypercall that does nothing
  * but leave guest mode: a write to the doorbell does the same, but KVM has to
- * decode the instruction, and wakes whoever listens. Notifying a queue that
- * never carries a buffer takes no lock and touches no ring.
+ * decode the instruction and to signal an eventfd. Notifying a queue that never
+ * carries a buffer takes no lock and touches no ring.
  */
 __bpf_kfunc void pvsched_notify_host(void)
 {

@@ -12,10 +12,10 @@
  * pvsched_reply. A request is answered before the next one is looked at.
  * Queue 1, event: the driver supplies buffers of sizeof(struct
  * pvsched_event), the device fills one per event.
- * Queue 2, doorbell: never carries a buffer. A notification of this queue is
- * the cheapest way for the driver to make the vCPU leave guest mode, so that
- * the host looks at the page (see PVSCHED_APPLIED_NOTIFY). Nobody on the
- * host waits for it.
+ * Queue 2, doorbell: never carries a buffer. A notification of this queue
+ * makes the vCPU leave guest mode, so that the host looks at the page (see
+ * PVSCHED_APPLIED_NOTIFY). Nobody on the host waits for it, and whatever else
+ * leaves guest mode does as well.
  *
  * Feature bits: none but the transport's. A driver ignores any other that is
  * offered, and a device refuses one that it did not offer. Whatever changes how
