@@ -166,6 +166,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	u32 rank = PV_RANK_NONE, boost = PV_BOOST_NONE;
 	bool was_spent = t->task_spent || t->irq_spent, critical = false;
 
+	t->awaits_timer = 0;
 	if (page) {
 		u64 current_task = READ_ONCE(page->current_task);
 		u64 pending_task = READ_ONCE(page->pending_task);
@@ -188,6 +189,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			boost = PV_BOOST_IRQ;
 		} else if (now < t->due_until) {
 			boost = PV_BOOST_IRQ;
+			t->awaits_timer = 1;
 		} else if (READ_ONCE(page->context)) {
 			critical = true;
 		}
@@ -384,9 +386,11 @@ __noinline int boost_set(struct pv_task *t __arg_nonnull, struct pvsched_page *p
 		applied = PVSCHED_APPLIED_OBSERVED;
 	/*
 	 * Only a turn that somebody else waits for is worth an exit of the
-	 * guest: without it a boost costs nobody anything.
+	 * guest: without it a boost costs nobody anything. And one for a timer
+	 * goes on until that expires, which is an exit, whatever else is taken
+	 * before.
 	 */
-	if (boost && waiting && t->extra_turn)
+	if (boost && waiting && t->extra_turn && !t->awaits_timer)
 		applied |= PVSCHED_APPLIED_NOTIFY;
 	if (waiting && !is_light(t) && !is_observed(t))
 		applied |= PVSCHED_APPLIED_NOTIFY_LIGHT;

@@ -54,8 +54,6 @@ struct kvm_lapic___pv {
 #define LEAVE_NS	(PV_NSEC_PER_MSEC / 10)
 /* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
-/* However slow the machine, a vCPU is not put ahead of its timer by more. */
-#define EARLY_MAX_NS	(2 * PV_NSEC_PER_MSEC)
 
 /* Interrupts of the vCPU that its guest has not yet taken. */
 static inline bool has_untaken(struct pv_task *t, struct pvsched_page *page)
@@ -83,7 +81,7 @@ static inline u64 new_ticket(struct pv_task *t, struct pvsched_page *page)
 static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
 			u64 ticket, u32 rank)
 {
-	u64 now = scx_bpf_now(), urgent = READ_ONCE(t->urgent_ticket);
+	u64 now = clock_ns(), urgent = READ_ONCE(t->urgent_ticket);
 
 	if (page && (s64)(urgent - READ_ONCE(page->ack)) > 0 && READ_ONCE(t->hint_rank) > rank)
 		rank = READ_ONCE(t->hint_rank);
@@ -103,24 +101,24 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 static inline void ask(struct task_struct *p, struct pv_task *t, struct pvsched_page *page,
 		       struct pv_due *due)
 {
-	u64 now = bpf_ktime_get_ns(), next = now + ASK_NS;
+	u64 now = clock_ns(), next = now + ASK_NS;
 	struct pv_vm *vm = vm_of(t);
 
 	if (READ_ONCE(t->hint_at)) {
-		call_ahead(p, t, READ_ONCE(t->hint_rank), false, scx_bpf_now());
+		call_ahead(p, t, READ_ONCE(t->hint_rank), false, now);
 	} else if (READ_ONCE(page->context)) {
-		call_ahead(p, t, PV_RANK_IRQ, true, scx_bpf_now());
+		call_ahead(p, t, PV_RANK_IRQ, true, now);
 	} else if (vm && READ_ONCE(vm->stuck_at) >= due->asked_at) {
-		WRITE_ONCE(t->given_until, scx_bpf_now() + PV_GRACE_NS);
+		WRITE_ONCE(t->given_until, now + PV_GRACE_NS);
 		COUNT(unstuck);
-		call_ahead(p, t, PV_RANK_IRQ, true, scx_bpf_now());
+		call_ahead(p, t, PV_RANK_IRQ, true, now);
 	} else if (now >= due->look_at && has_untaken(t, page)) {
 		COUNT(looks);
 		urge(p, t, page, READ_ONCE(t->ticket), PV_RANK_IRQ);
 	} else if (guest_weight(t, page) > READ_ONCE(t->guest_weight) &&
 		   !__sync_lock_test_and_set(&t->posted, 1)) {
 		COUNT(asked);
-		tell_cpu(p, t, PV_RANK_IRQ, scx_bpf_now());
+		tell_cpu(p, t, PV_RANK_IRQ, now);
 	}
 	if (now >= due->look_at)
 		due->look_at = now + LOOK_NS;
@@ -164,7 +162,7 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 			goto release;
 		}
 		COUNT(hints_due);
-		now = scx_bpf_now();
+		now = clock_ns();
 		WRITE_ONCE(t->due_rank, due->rank);
 		WRITE_ONCE(t->due_until, now + due->early + PV_GRACE_NS);
 		__sync_val_compare_and_swap(&t->hint_at, 0, now);
@@ -173,20 +171,6 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 release:
 	bpf_task_release(p);
 	return 0;
-}
-
-/*
- * How long before a guest's timer its vCPU is put ahead: three times what it
- * took of late from a hint to guest mode. Once there the guest has to take the
- * interrupts that wait, a tick as a rule, before the timer's is set: with 1.25,
- * 2 and 3 times, 90 % of wake-ups took at most 2.5, 2.0 and 1.5 times as long as
- * on an idle host (emulated, host kernel 7.3, `scripts/demo`).
- */
-static inline u64 early_by(struct pv_cpu *c)
-{
-	u64 early = READ_ONCE(c->enter_ns) * 3;
-
-	return early < EARLY_MAX_NS ? early : EARLY_MAX_NS;
 }
 
 /*
@@ -201,7 +185,7 @@ static inline u64 early_by(struct pv_cpu *c)
 static inline void start_due(struct task_struct *p, struct pv_task *t, struct pv_due *due,
 			     u32 rank, u64 at)
 {
-	u64 now = bpf_ktime_get_ns();
+	u64 now = clock_ns();
 
 	due->tid = BPF_CORE_READ(p, pid);
 	due->rank = rank;
@@ -225,9 +209,63 @@ static inline void leave_soon(struct task_struct *p, struct pv_task *t)
 	struct pv_due *due = bpf_map_lookup_elem(&dues, &attachment);
 
 	if (due)
-		start_due(p, t, due, PV_RANK_NONE, bpf_ktime_get_ns() + LEAVE_NS);
+		start_due(p, t, due, PV_RANK_NONE, clock_ns() + LEAVE_NS);
 	else
 		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), SCX_KICK_PREEMPT);
+}
+
+/* How long before a guest's timer for an urgent task @p, which loses @c, is put ahead. */
+static inline u64 early_by(struct task_struct *p, struct pv_task *t, struct pv_cpu *c)
+{
+	struct pv_llc *l = llc_of(llc_here(c));
+	struct pv_vm *vm = vm_of(t);
+
+	if (!l || !vm)
+		return 0;
+	return pv_early(READ_ONCE(c->enter_ns), task_lead(p, t, l), READ_ONCE(vm->task_budget_ns));
+}
+
+/* When the next timer interrupt of the guest comes, ns of CLOCK_MONOTONIC; 0 where that is not known. */
+static inline u64 next_timer(struct kvm_vcpu___pv *vcpu, u64 word)
+{
+	struct kvm_lapic___pv *apic;
+
+	if (!(word & PVSCHED_TIMER_KNOWN))
+		return 0;
+	apic = BPF_CORE_READ(vcpu, arch.apic);
+	/* Intel's VMX preemption timer: when it would expire is not to be seen here. */
+	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
+		return 0;
+	return BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
+}
+
+/*
+ * The boosted turn of @p is over, and others wait. Should a timer for an urgent
+ * task be so near that it would be put ahead again at once, it stays for that.
+ */
+static inline bool stays_for_timer(struct task_struct *p, struct pv_task *t,
+				   struct pvsched_page *page, struct pv_cpu *c,
+				   struct kvm_vcpu___pv *vcpu)
+{
+	u64 word, next, due, now;
+	u32 rank;
+
+	/* KVM's pointer may be null as far as the verifier knows. */
+	if (!page || !vcpu || is_observed(t))
+		return false;
+	word = READ_ONCE(page->timer);
+	rank = capped(t, pv_timer_rank(word));
+	next = rank ? next_timer(vcpu, word) : 0;
+	if (!next)
+		return false;
+	due = next + pv_timer_delay(word);
+	now = clock_ns();
+	if (due < now || due - now > early_by(p, t, c))
+		return false;
+	COUNT(hints_due);
+	WRITE_ONCE(t->due_rank, rank);
+	WRITE_ONCE(t->due_until, due + PV_GRACE_NS);
+	return true;
 }
 
 /* KVM_MP_STATE_HALTED, from include/uapi/linux/kvm.h */
@@ -244,7 +282,7 @@ static inline void note_sleep(struct task_struct *p, struct pv_task *t, struct k
 
 	if (page && vm && pv_class(READ_ONCE(page->current_task)) > PVSCHED_CLASS_IDLE_CPU &&
 	    BPF_CORE_READ(vcpu, arch.mp_state) == MP_STATE_HALTED)
-		WRITE_ONCE(vm->stuck_at, bpf_ktime_get_ns());
+		WRITE_ONCE(vm->stuck_at, clock_ns());
 }
 
 /*
@@ -258,7 +296,6 @@ int BPF_PROG(on_sched_out)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct kvm_vcpu___pv *vcpu;
-	struct kvm_lapic___pv *apic;
 	struct pvsched_page *page;
 	struct pv_task *t;
 	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
@@ -279,23 +316,21 @@ int BPF_PROG(on_sched_out)
 		return 0;
 	word = READ_ONCE(page->timer);
 	rank = capped(t, pv_timer_rank(word));
-	if (!c || !(word & PVSCHED_TIMER_KNOWN) || (!rank && !is_light(t)))
+	if (!c || (!rank && !is_light(t)))
 		return 0;
-	apic = BPF_CORE_READ(vcpu, arch.apic);
-	/* Intel's VMX preemption timer: when it would expire is not to be seen here. */
-	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
+	next = next_timer(vcpu, word);
+	if (!next)
 		return 0;
-	next = BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
 	attachment = t->attachment;
 	due = bpf_map_lookup_elem(&dues, &attachment);
 	if (!due)
 		return 0;
 	if (rank) {
-		due->early = early_by(c);
+		due->early = early_by(p, t, c);
 		start_due(p, t, due, rank, next + pv_timer_delay(word) - due->early);
 		return 0;
 	}
-	now = bpf_ktime_get_ns();
+	now = clock_ns();
 	due->look_at = now + LOOK_NS;
 	if (pv_timer_class(word) > t->guest_class)
 		due->look_at = next + pv_timer_delay(word);
@@ -429,7 +464,7 @@ int BPF_PROG(on_entry)
 		t->is_vcpu = 1;
 	}
 	if (t->hint_at && !t->entered) {
-		now = scx_bpf_now();
+		now = clock_ns();
 		t->entered_at = now;
 		t->entered = 1;
 		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
@@ -454,7 +489,7 @@ static inline bool has_become_light(struct task_struct *p, struct pv_task *t)
 }
 
 SEC("tp_btf/kvm_exit")
-int BPF_PROG(on_exit)
+int BPF_PROG(on_exit, struct kvm_vcpu___pv *vcpu)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	s32 cpu = bpf_get_smp_processor_id();
@@ -473,12 +508,15 @@ int BPF_PROG(on_exit)
 	l = c ? llc_of(llc_here(c)) : NULL;
 	if (!l)
 		return 0;
-	now = scx_bpf_now();
+	now = clock_ns();
 	page = charge(p, t, l, now);
 	verdict = boost_judge(t, page, task_lead(p, t, l), now);
 	if (!t->rank && !VERDICT_RANK(verdict) && !is_light(t))
 		return 0;
 	waiting = anybody_waits(cpu, llc_here(c));
+	if (!VERDICT_RANK(verdict) && t->extra_turn && waiting &&
+	    stays_for_timer(p, t, page, c, vcpu))
+		verdict = boost_judge(t, page, task_lead(p, t, l), now);
 	boost_set(t, page, c, verdict, waiting);
 	if (!VERDICT_RANK(verdict)) {
 		COUNT(ended_exit);

@@ -135,7 +135,8 @@ struct pv_task {
 	u64 would_task;		/* boosts that it would have had for urgent tasks */
 	u64 would_irq;		/* and for interrupts */
 	u32 would_be;		/* enum pv_boost that it would have now */
-	u32 rsvd1;
+
+	u32 awaits_timer;	/* boosted for a timer of its guest that has not yet expired */
 };
 
 /*

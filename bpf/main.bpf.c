@@ -105,7 +105,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = scx_bpf_now(), dsq, slice, waiting;
+	u64 now = clock_ns(), dsq, slice, waiting;
 	struct pv_llc *l;
 	u32 llc;
 
@@ -248,7 +248,7 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	struct pv_task *t = task_of(prev);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
-	u64 now = scx_bpf_now(), slice, waiting;
+	u64 now = clock_ns(), slice, waiting;
 
 	if (!t || !c || !l || t->extra_turn || READ_ONCE(c->give_way))
 		return false;
@@ -283,7 +283,7 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
-	u64 now = scx_bpf_now();
+	u64 now = clock_ns();
 
 	if (!t || !c || !l || !t->is_vcpu)
 		return false;
@@ -314,7 +314,7 @@ __noinline int is_away(struct task_struct *p __arg_trusted, s32 cpu)
 void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 {
 	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED && !is_away(prev, cpu);
-	u64 now = scx_bpf_now();
+	u64 now = clock_ns();
 	u32 llc = llc_of_cpu(cpu);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
@@ -382,7 +382,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 	u32 llc = llc_of_cpu(cpu);
-	u64 now = scx_bpf_now();
+	u64 now = clock_ns();
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
@@ -435,7 +435,7 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 {
 	s32 cpu = scx_bpf_task_cpu(p);
 	u32 llc = llc_of_cpu(cpu), verdict;
-	u64 now = scx_bpf_now();
+	u64 now = clock_ns();
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
@@ -470,7 +470,7 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 bool BPF_STRUCT_OPS(pvsched_yield, struct task_struct *from, struct task_struct *to)
 {
 	struct pv_cpu *c = cpu_of(scx_bpf_task_cpu(from));
-	u64 now = scx_bpf_now();
+	u64 now = clock_ns();
 	struct pv_task *t;
 
 	/* It does not go on, however far behind the others it is. */
@@ -498,10 +498,10 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 	if (!t || !c || !l)
 		return;
 	if (runnable)
-		charge(p, t, l, scx_bpf_now());
+		charge(p, t, l, clock_ns());
 	else
 		/* What a CPU that halts will do when it is woken, its guest cannot say. */
-		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), scx_bpf_now());
+		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), clock_ns());
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;

@@ -70,7 +70,7 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
 	struct pv_llc *l = llc_of(llc);
 	struct bpf_iter_scx_dsq it;
-	u64 now = scx_bpf_now();
+	u64 now = clock_ns();
 	struct task_struct *p;
 	struct pvsched_page *page;
 	struct pv_task *t;

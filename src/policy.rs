@@ -16,8 +16,9 @@ mod native {
 }
 
 pub use native::{
-    PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_RANK_DEADLINE, PV_RANK_IRQ,
-    PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
+    PV_EARLY_MAX_NS, PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX,
+    PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX,
+    PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
 
 macro_rules! pure {
@@ -68,6 +69,8 @@ pure! {
     debt_repay = pv_debt_repay(debt: u64, unboosted: u64) -> u64;
     /// A moving average with one more sample.
     average = pv_average(average: u64, sample: u64) -> u64;
+    /// How long before a guest's timer its vCPU is put ahead, in ns.
+    early = pv_early(enter: u64, lead: i64, budget: u64) -> u64;
     /// Whether a budget counts as spent.
     spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
 }
@@ -253,6 +256,22 @@ mod tests {
             // Each of the two divisions rounds down by less than one.
             prop_assert!(next + 1 >= before.min(sample) && next <= before.max(sample) + 1);
             prop_assert_eq!(average(0, sample), sample);
+        }
+
+        #[test]
+        fn the_further_ahead_the_less_early_and_never_too_late(
+            enter: u64, lead: i64, more in 0i64..1 << 40, budget: u64,
+        ) {
+            let before = early(enter, lead, budget);
+            let most = u64::from(PV_EARLY_MAX_NS);
+            prop_assert!((enter.min(most)..=most).contains(&before));
+            prop_assert!(early(enter, lead.saturating_add(more), budget) <= before);
+        }
+
+        #[test]
+        fn one_that_is_owed_time_gets_there_six_times_as_early(enter in 0u64..MS / 2, budget: u64) {
+            prop_assert_eq!(early(enter, 0, budget), 6 * enter);
+            prop_assert_eq!(early(enter, i64::try_from(budget / 2 + 1).unwrap(), budget), enter);
         }
 
         #[test]
