@@ -32,6 +32,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// What a step takes beyond its measurement, until the first ones have shown it.
 const OVERHEAD_GUESS: Duration = Duration::from_secs(6);
 
+/// From the failure of a measurement to the end of its guest, if that was the cause.
+const STOP: Duration = Duration::from_secs(5);
+
 /// How many guests may stop before the demonstration gives up.
 const MOST_STOPS: usize = 3;
 
@@ -215,7 +218,7 @@ impl<'a> Demo<'a> {
             Ok(measurement) => return Ok(measurement),
             Err(error) => error,
         };
-        if self.chain.vm.guest.running() || self.stops.len() >= MOST_STOPS {
+        if self.stops.len() >= MOST_STOPS || !self.chain.vm.guest.stops_within(STOP) {
             return Err(error);
         }
         eprintln!("demo: the guest stopped: {error:#}");

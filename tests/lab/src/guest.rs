@@ -317,6 +317,19 @@ impl Guest {
         Ok(())
     }
 
+    /// Whether the guest has stopped, or is found to within `limit`: what talks to it notices
+    /// before QEMU has ended.
+    pub fn stops_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.check().is_ok() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        true
+    }
+
     fn qemu_log(&self) -> String {
         tail(&self.folder.path().join("qemu.log"))
     }
