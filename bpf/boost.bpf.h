@@ -54,6 +54,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->response = READ_ONCE(page->response);
 		t->hint_at = 0;
 		t->due_until = 0;
+		t->due_turn = 0;
 		t->given_until = 0;
 		t->would_be = PV_BOOST_NONE;
 		t->vm = v->vm;
@@ -115,6 +116,16 @@ static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= 0);
 }
 
+/*
+ * A timer of the guest is about to expire, or did, and the vCPU has not had the
+ * time to take its interrupt. It has that from when it runs: on a busy host it
+ * may get there late.
+ */
+static inline bool is_due(struct pv_task *t, u64 now)
+{
+	return now < READ_ONCE(t->due_until) || READ_ONCE(t->due_turn) == t->turns + 1;
+}
+
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
 static inline u64 irq_debt(struct pv_task *t, u64 now)
 {
@@ -150,6 +161,15 @@ static inline bool irq_is_spent(struct pv_task *t, u64 now)
 	return pv_spent(t->irq_spent, irq_debt(t, now), budget, budget / 2);
 }
 
+/* When the budget of interrupt boosts is one again, if the vCPU waits until then; 0 if it is now. */
+static inline u64 irq_repaid_in(struct pv_task *t, u64 now)
+{
+	struct pv_vm *vm = vm_of(t);
+	u64 debt = irq_debt(t, now), resume = vm ? READ_ONCE(vm->irq_budget_ns) / 2 : 0;
+
+	return irq_is_spent(t, now) && debt > resume ? debt - resume : 0;
+}
+
 /* A judgement in one number, as functions that are verified apart return no more. */
 #define VERDICT(boost, rank)	((boost) << 16 | (rank))
 #define VERDICT_RANK(verdict)	((u32)(verdict) & 0xffff)
@@ -164,7 +184,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			   u64 now)
 {
 	u32 rank = PV_RANK_NONE, boost = PV_BOOST_NONE;
-	bool was_spent = t->task_spent || t->irq_spent, critical = false;
+	bool was_spent = t->task_spent || t->irq_spent, critical = false, due = is_due(t, now);
 
 	t->awaits_timer = 0;
 	if (page) {
@@ -187,13 +207,13 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 				t->promise = PV_PROMISE;
 		} else if (untaken > 0) {
 			boost = PV_BOOST_IRQ;
-		} else if (now < t->due_until) {
+		} else if (due) {
 			boost = PV_BOOST_IRQ;
 			t->awaits_timer = 1;
 		} else if (READ_ONCE(page->context)) {
 			critical = true;
 		}
-		if (t->hint_at && untaken <= 0 && now >= t->due_until)
+		if (t->hint_at && untaken <= 0 && !due)
 			hint_taken(t, now);
 	} else if (t->hint_at) {
 		/* Nobody tells when the interrupt was taken: it gets a fixed time in the guest. */
@@ -203,7 +223,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			boost = PV_BOOST_IRQ;
 	}
 	if (boost == PV_BOOST_IRQ) {
-		rank = now < t->due_until ? t->due_rank : t->hint_rank;
+		rank = due ? t->due_rank : t->hint_rank;
 		if (!is_worth_a_boost(t, rank, lead)) {
 			boost = PV_BOOST_NONE;
 			rank = PV_RANK_NONE;

@@ -88,6 +88,7 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 	WRITE_ONCE(t->hint_rank, rank);
 	WRITE_ONCE(t->urgent_ticket, ticket);
 	WRITE_ONCE(t->due_until, 0);
+	WRITE_ONCE(t->due_turn, 0);
 	/* A full barrier, before the state is read: see enqueue(). */
 	__sync_val_compare_and_swap(&t->hint_at, 0, now);
 	call_ahead(p, t, rank, false, now);
@@ -134,7 +135,7 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 	struct pvsched_page *page;
 	struct task_struct *p;
 	struct pv_task *t;
-	u64 now;
+	u64 now, wait;
 
 	p = bpf_task_from_pid(due->tid);
 	if (!p)
@@ -161,10 +162,17 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 			ask(p, t, page, due);
 			goto release;
 		}
-		COUNT(hints_due);
 		now = clock_ns();
+		wait = irq_repaid_in(t, now);
+		if (wait) {
+			/* Refused now it would wait for its fair turn, which may be far away. */
+			bpf_timer_start(&due->timer, wait, 0);
+			goto release;
+		}
+		COUNT(hints_due);
 		WRITE_ONCE(t->due_rank, due->rank);
 		WRITE_ONCE(t->due_until, now + due->early + PV_GRACE_NS);
+		WRITE_ONCE(t->due_turn, due->turns + 1);
 		__sync_val_compare_and_swap(&t->hint_at, 0, now);
 		call_ahead(p, t, due->rank, false, now);
 	}

@@ -102,6 +102,7 @@ struct pv_task {
 	u64 due_until;		/* ns; a guest timer is about to expire: boosted until then */
 	u64 given_until;	/* ns; a vCPU that spins gave its turn for it: boosted until then */
 	u64 turns;		/* how often it was given a CPU */
+	u64 due_turn;		/* number of the turn that it was put ahead for a timer to get */
 	u32 due_rank;		/* what that timer is worth */
 	u32 hint_rank;		/* what the hint is worth */
 	u32 timer_known;	/* its timer's expiry was seen, the delivery not yet */

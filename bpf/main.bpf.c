@@ -421,6 +421,8 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		u32 verdict;
 
 		WRITE_ONCE(t->posted, 0);
+		if (READ_ONCE(t->due_turn) == t->turns + 1 && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
+			WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
 		t->turns++;
 		if (t->hint_at && !t->started) {
 			t->started = 1;
