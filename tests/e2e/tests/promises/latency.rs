@@ -3,97 +3,116 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
-use pvsched_e2e::{margins, median, promise};
-use pvsched_lab::chain::{Chain, ChainOptions};
+use pvsched_e2e::{eventually, margins, median, promise};
+use pvsched_lab::chain::{Scheduler, Vm, VmOptions};
+use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
-use pvsched_lab::latency::{Cyclictest, GuestLoad, Histogram};
+use pvsched_lab::latency::{Cyclictest, GuestLoad};
 
 use crate::vm::Used;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
-/// Long enough for 700 wake-ups, of which the 70 slowest are above the p90.
-const DURATION: Duration = Duration::from_secs(7);
+/// Long enough for 500 wake-ups, of which the 50 slowest are above the p90.
+const DURATION: Duration = Duration::from_secs(5);
 
-/// Medians over the rounds.
-struct Medians {
-    /// p90 in microseconds on an idle host, on a busy one under the kernel's scheduler, and under
-    /// ours.
-    floor: f64,
-    kernel: f64,
-    ours: f64,
+/// What is measured in a round: p90 of the wake-up latencies in microseconds, work of the host's
+/// tasks per second, and CPU time of the vCPUs per second.
+#[derive(Debug)]
+struct Cell {
+    p90: f64,
+    host_rate: f64,
+    vcpus: f64,
+}
+
+/// Medians over the rounds, of ratios within a round.
+struct Ratios {
+    /// p90 under ours, of that under the kernel's scheduler, and of that on an idle host.
+    of_kernels: f64,
+    of_floor: f64,
     /// Work of the host's tasks under ours, of that under the kernel's scheduler.
     host_rate: f64,
     /// CPU time of the vCPUs, in the same way.
     vcpus: f64,
 }
 
-impl std::fmt::Display for Medians {
+impl std::fmt::Display for Ratios {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
             "p90 is {:.2} of the kernel's and {:.2} of an idle host's, host tasks keep {:.2}, \
              vCPUs {:.2}",
-            self.ours / self.kernel,
-            self.ours / self.floor,
-            self.host_rate,
-            self.vcpus
+            self.of_kernels, self.of_floor, self.host_rate, self.vcpus
         )
     }
 }
 
 /// What the scheduler replaces, and an idle host, are measured in the same boot and round: ratios
-/// of measurements minutes apart, or on different machines, say nothing.
-fn compare() -> Result<Medians> {
-    let mut chain = Chain::start(ChainOptions {
-        no_scheduler: true,
-        ..ChainOptions::default()
-    })?;
+/// of measurements minutes apart, or on different machines, say nothing. Machines change their
+/// speed within a boot, too, so each round compares what it measured itself, and every other one
+/// goes backwards.
+fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
     // The guest is busy itself, or its vCPU would sleep and look interactive to any scheduler.
-    let load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
-    let mut cells = [const { (Vec::new(), Vec::new(), Vec::new()) }; 3];
-    for _ in 0..ROUNDS {
-        let idle = Hog::start(0)?;
-        measure_into(&mut cells[0], &chain, &idle)?;
-        let hogs = Hog::start(4)?;
-        measure_into(&mut cells[1], &chain, &hogs)?;
-        chain.start_scheduler::<&str>(&[])?;
-        measure_into(&mut cells[2], &chain, &hogs)?;
-        let stats = chain.scheduler()?.stats()?;
-        ensure!(
-            stats["hints_due"].as_u64() > Some(0),
-            "never ahead of a guest's timer: {stats}"
+    let load = GuestLoad::start(guest, 0..vcpus)?;
+    let mut rounds = Vec::new();
+    for round in 0..ROUNDS {
+        let kernels = || measure(guest, &Hog::start(4)?);
+        let floor = || measure(guest, &Hog::start(0)?);
+        let ours = || {
+            let hogs = Hog::start(4)?;
+            let mut scheduler = Scheduler::start::<&str>(&[])?;
+            eventually("the vCPUs are handed over", margins::START, || {
+                let handed_over = scheduler.stats()?["nr_vcpus"].as_u64();
+                Ok((handed_over >= Some(vcpus.into())).then_some(()))
+            })?;
+            let cell = measure(guest, &hogs)?;
+            let stats = scheduler.stats()?;
+            ensure!(
+                stats["hints_due"].as_u64() > Some(0),
+                "never ahead of a guest's timer: {stats}"
+            );
+            scheduler.check()?;
+            scheduler.stop()?;
+            anyhow::Ok(cell)
+        };
+        let (kernels, floor, ours) = if round % 2 == 0 {
+            let kernels = kernels()?;
+            (kernels, floor()?, ours()?)
+        } else {
+            let (ours, floor) = (ours()?, floor()?);
+            (kernels()?, floor, ours)
+        };
+        println!(
+            "round {round}: kernel's scheduler {kernels:.2?}, idle host {floor:.2?}, \
+             scx_pvsched {ours:.2?}"
         );
-        chain.scheduler()?.check()?;
-        chain.stop_scheduler()?;
+        rounds.push((kernels, floor, ours));
     }
     drop(load);
-    let [floor, kernel, ours] = cells;
-    println!(
-        "p90 in microseconds: idle host {:.0?}, kernel's scheduler {:.0?}, scx_pvsched {:.0?}; \
-         host tasks' work per second: {:.1?}, {:.1?}; vCPUs' CPUs: {:.2?}, {:.2?}",
-        floor.0, kernel.0, ours.0, kernel.1, ours.1, kernel.2, ours.2
-    );
-    let medians = Medians {
-        floor: median(&floor.0)?,
-        kernel: median(&kernel.0)?,
-        ours: median(&ours.0)?,
-        host_rate: median(&ours.1)? / median(&kernel.1)?,
-        vcpus: median(&ours.2)? / median(&kernel.2)?,
+    let middle = |ratio: fn(&(Cell, Cell, Cell)) -> f64| {
+        median(&rounds.iter().map(ratio).collect::<Vec<_>>())
     };
-    println!("{medians}");
-    Ok(medians)
+    let ratios = Ratios {
+        of_kernels: middle(|(kernels, _, ours)| ours.p90 / kernels.p90)?,
+        of_floor: middle(|(_, floor, ours)| ours.p90 / floor.p90)?,
+        host_rate: middle(|(kernels, _, ours)| ours.host_rate / kernels.host_rate)?,
+        vcpus: middle(|(kernels, _, ours)| ours.vcpus / kernels.vcpus)?,
+    };
+    println!("{ratios}");
+    Ok(ratios)
 }
 
 #[test]
 fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     promise(|| {
-        let medians = compare()?;
+        let options = VmOptions::default();
+        let vm = Vm::start(&options)?;
+        let ratios = compare(&vm.guest, options.vcpus)?;
         ensure!(
-            medians.ours <= medians.kernel * margins::LATENCY_OF_KERNELS
-                && medians.ours <= medians.floor * margins::LATENCY_OF_FLOOR
-                && medians.host_rate >= margins::HOST_RATE,
-            "{medians}; at most {:.2}, at most {:.2}, at least {:.2}",
+            ratios.of_kernels <= margins::LATENCY_OF_KERNELS
+                && ratios.of_floor <= margins::LATENCY_OF_FLOOR
+                && ratios.host_rate >= margins::HOST_RATE,
+            "{ratios}; at most {:.2}, at most {:.2}, at least {:.2}",
             margins::LATENCY_OF_KERNELS,
             margins::LATENCY_OF_FLOOR,
             margins::HOST_RATE
@@ -102,36 +121,23 @@ fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     })
 }
 
-fn measure(chain: &Chain) -> Result<Histogram> {
+#[allow(clippy::cast_precision_loss)]
+fn measure(guest: &Guest, hogs: &Hog) -> Result<Cell> {
     let cyclictest = Cyclictest {
         duration: DURATION,
         ..Cyclictest::default()
     };
-    cyclictest.run(&chain.vm.guest)
-}
-
-/// Adds p90, the rate of the host's tasks, and CPU time of the vCPUs per second.
-fn measure_into(
-    (latencies, rates, vcpus): &mut (Vec<f64>, Vec<f64>, Vec<f64>),
-    chain: &Chain,
-    hogs: &Hog,
-) -> Result<()> {
-    let (used, measured) = Used::during(&chain.vm.guest, hogs, || measure(chain))?;
-    // Of 700. cyclictest skips the periods that it oversleeps, so that the worst scheduler would
+    let (used, measured) = Used::during(guest, hogs, || cyclictest.run(guest))?;
+    // Of 500. cyclictest skips the periods that it oversleeps, so that the worst scheduler would
     // show the fewest long latencies.
     ensure!(
-        measured.samples() >= 350,
+        measured.samples() >= 250,
         "only {} wake-ups within {DURATION:?}",
         measured.samples()
     );
-    latencies.push(p90(&measured));
-    rates.push(used.work.rate());
-    vcpus.push(used.vcpus.iter().sum::<f64>() / used.work.elapsed.as_secs_f64());
-    Ok(())
-}
-
-/// In microseconds.
-#[allow(clippy::cast_precision_loss)]
-fn p90(latencies: &Histogram) -> f64 {
-    latencies.p90() as f64
+    Ok(Cell {
+        p90: measured.p90() as f64,
+        host_rate: used.work.rate(),
+        vcpus: used.vcpus.iter().sum::<f64>() / used.work.elapsed.as_secs_f64(),
+    })
 }
