@@ -312,10 +312,10 @@ static inline void reweigh(struct pv_task *t, u32 weight, u64 queue_vtime)
 __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page *page,
 			   u32 weight, u64 queue_vtime, u64 now)
 {
-	u64 ran = now > t->charged_at ? now - t->charged_at : 0;
+	u64 ran = t->exec - t->charged;
 	u32 before, after, heavier;
 
-	t->charged_at = now;
+	t->charged = t->exec;
 	if (!t->is_vcpu) {
 		t->vtime += pv_charge(ran, pv_weight(weight, PV_GUEST_WEIGHT_DFL));
 		return 0;
@@ -341,6 +341,7 @@ static inline struct pvsched_page *charge(struct task_struct *p, struct pv_task 
 {
 	struct pvsched_page *page = page_of(p, t);
 
+	t->exec = p->se.sum_exec_runtime;
 	task_charge(t, page, p->scx.weight, READ_ONCE(l->vtime), now);
 	return page;
 }

@@ -87,7 +87,14 @@ enum pv_state {
 /* One per task. */
 struct pv_task {
 	u64 vtime;		/* use of CPU in virtual time; see policy.h */
-	u64 charged_at;		/* ns; run time is charged up to here */
+	/*
+	 * ns of CPU as the kernel counts it, at most a tick old, and how much of
+	 * it is charged. By a clock nobody would pay for what passes from one task
+	 * to the next, and a vCPU of many short turns would gain by it (15 % of its
+	 * share were seen).
+	 */
+	u64 exec;
+	u64 charged;
 	u64 dsq;		/* the fair queue that it waits in */
 	u32 state;		/* enum pv_state */
 
@@ -175,7 +182,7 @@ struct pv_cpu {
 	u32 give_way;		/* a task with a better claim than the one that runs waits */
 	u32 next_llc;
 	u64 boosted_since;	/* ns; since when it gives boosted turns only, 0 not */
-	u64 vtime;		/* of the task that runs, when charged_at */
+	u64 vtime;		/* of the task that runs, at vtime_at */
 	u64 vtime_at;		/* ns */
 	u64 enter_ns;		/* from a hint to guest mode, of late */
 	u64 weight;		/* of the task that runs; see policy.h */

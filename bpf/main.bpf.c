@@ -391,7 +391,8 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	if (!t || !c || !l)
 		return;
 
-	t->charged_at = now;
+	t->exec = p->se.sum_exec_runtime;
+	t->charged = t->exec;
 	if (t->is_vcpu) {
 		irq_settle(t, now);
 		page = page_of(p, t);
@@ -499,6 +500,7 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 
 	if (!t || !c || !l)
 		return;
+	t->exec = p->se.sum_exec_runtime;
 	if (runnable)
 		charge(p, t, l, clock_ns());
 	else

@@ -28,10 +28,9 @@ const volatile u64 guard_ns = 100000000;
 #define PV_GRACE_NS	PV_NSEC_PER_MSEC
 
 /*
- * The one clock of all times here, CLOCK_MONOTONIC, as KVM's timers have it. Not
- * scx_bpf_now(): outside of a scheduling callback that may be late by a tick. A
- * task that another CPU queues here leaves the run queue's clock marked as valid,
- * and it stays so until this CPU schedules (seen on 6.18: up to 4 ms).
+ * The clock of all times here: CLOCK_MONOTONIC, as KVM's timers have it. Not
+ * scx_bpf_now(), which outside of a scheduling callback may be late by a tick: a task that another CPU queues here leaves the run queue's
+ * clock marked as valid until this CPU schedules (seen on 6.18: up to 4 ms).
  */
 static inline u64 clock_ns(void)
 {
