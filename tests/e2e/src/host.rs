@@ -53,6 +53,21 @@ pub fn open_files(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(&path).context(path)?.count())
 }
 
+/// A statistic of KVM's for the VM of a process, over all its vCPUs, by its name in debugfs.
+pub fn kvm_statistic(pid: u32, name: &str) -> Result<u64> {
+    let all = Path::new("/sys/kernel/debug/kvm");
+    let prefix = format!("{pid}-");
+    let vm = fs::read_dir(all)
+        .with_context(|| all.display().to_string())?
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .with_context(|| format!("KVM has no VM of process {pid}"))?;
+    let path = vm.path().join(name);
+    word(&path)?
+        .parse()
+        .with_context(|| path.display().to_string())
+}
+
 fn word(path: &Path) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     Ok(text.trim().to_owned())

@@ -48,6 +48,14 @@ pub const NORMAL_AGAIN: Duration = Duration::from_millis(20);
 /// rest is for the handover itself and for tests that run on emulated CPUs.
 pub const REATTACH: Duration = Duration::from_secs(2);
 
+/// Exits of a guest that publishes, of those of the same guest while it does not: the host's ticks and
+/// the guest's own are nearly all, and what an agent does when it starts is over by then.
+pub const EXITS_OF_SILENT: f64 = 1.1;
+
+/// Notifications per second of a guest of which nobody has asked one. The host asks when somebody
+/// waits for a CPU that is boosted, which its house-keeping does now and then.
+pub const STEADY_HYPERCALLS: f64 = 5.0;
+
 /// Things that happen at once, on emulated CPUs that share two real ones.
 pub const AT_ONCE: Duration = Duration::from_secs(10);
 

@@ -7,6 +7,7 @@ mod command_line;
 mod config;
 mod death;
 mod driver;
+mod exits;
 mod fairness;
 mod handoff;
 mod host;
