@@ -313,9 +313,9 @@ static inline unsigned long long pv_average(unsigned long long average, unsigned
  * it is ahead of its share, and none at a quarter of @budget, how far boosts may
  * carry it.
  *
- * Measured with times of 1.25, 2 and 3: 90 % of wake-ups took at most 2.5, 2.0
- * and 1.5 times as long as on an idle host. With 6 whatever the lead, a guest with
- * a third of a CPU had its budget spent every few seconds (emulated; `scripts/demo`).
+ * Measured within one run (emulated, host kernel 6.18): 90 % of the urgent tasks ran
+ * 1106 us after their timer with 3 times and 2 ms at most, 860 us with this. With 6
+ * times whatever the lead, the vCPU used 4 to 6 ms of each 10.
  */
 #define PV_EARLY_MAX_NS		(4 * PV_NSEC_PER_MSEC)
 

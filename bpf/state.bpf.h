@@ -29,8 +29,9 @@ const volatile u64 guard_ns = 100000000;
 
 /*
  * The clock of all times here: CLOCK_MONOTONIC, as KVM's timers have it. Not
- * scx_bpf_now(), which outside of a scheduling callback may be late by a tick: a task that another CPU queues here leaves the run queue's
- * clock marked as valid until this CPU schedules (seen on 6.18: up to 4 ms).
+ * scx_bpf_now(), which outside of a scheduling callback may be late by a tick: a
+ * task that another CPU queues here leaves the run queue's clock marked as valid
+ * until this CPU schedules (seen on 6.18: up to 4 ms).
  */
 static inline u64 clock_ns(void)
 {

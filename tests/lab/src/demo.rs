@@ -1,9 +1,10 @@
 //! The demonstration: how long a real-time task in a busy VM waits for its wake-up, under the
 //! kernel's scheduler and under scx_pvsched, side by side in one boot.
 //!
-//! One guest stays up over all rounds. Each round measures every cell once, and every other round
-//! goes backwards, so that a machine that slows down favours nobody. Emulated processors are slow
-//! and noisy: only ratios within one run mean anything.
+//! One guest stays up over all rounds. Each round measures every cell once, with the wake-ups at the
+//! same distance from the guest's ticks, and every other round goes backwards, so that a machine that
+//! slows down favours nobody. Emulated processors are slow and noisy: only ratios within one run mean
+//! anything.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +24,7 @@ use crate::chain::{sched_ext_ops, sched_ext_state, Chain, ChainOptions, VmOption
 use crate::demo_report::{Measurement, Report};
 use crate::hog::Hog;
 use crate::kernels::Kernel;
-use crate::latency::{Cyclictest, GuestLoad};
+use crate::latency::{phase_of_round, Cyclictest, GuestLoad};
 use crate::process;
 
 /// From the start of load or scheduler to the measurement, for what only happens at first.
@@ -213,8 +214,8 @@ impl<'a> Demo<'a> {
 
     /// Measures a cell. Emulated guests stop now and then, under any scheduler: then once more
     /// with another guest, and a few times in all; the report tells how often.
-    fn measure_again(&mut self, cell: Cell) -> Result<Measurement> {
-        let error = match self.measure(cell) {
+    fn measure_again(&mut self, cell: Cell, phase: Duration) -> Result<Measurement> {
+        let error = match self.measure(cell, phase) {
             Ok(measurement) => return Ok(measurement),
             Err(error) => error,
         };
@@ -228,7 +229,7 @@ impl<'a> Demo<'a> {
             self.chain.stop_scheduler()?;
         }
         (self.load, self.chain) = boot(self.options)?;
-        self.measure(cell)
+        self.measure(cell, phase)
     }
 
     fn all_rounds(&mut self, stop: &AtomicBool) -> Result<()> {
@@ -241,10 +242,11 @@ impl<'a> Demo<'a> {
             if round % 2 == 0 {
                 cells.reverse();
             }
+            let phase = phase_of_round(usize::try_from(round - 1)?, usize::try_from(rounds)?);
             for cell in cells {
                 ensure!(!stop.load(Ordering::Relaxed), "interrupted");
                 let measurement = self
-                    .measure_again(cell)
+                    .measure_again(cell, phase)
                     .with_context(|| format!("round {round}, {}", cell.title()))?;
                 done += 1;
                 let elapsed = start.elapsed();
@@ -266,7 +268,7 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    fn measure(&mut self, cell: Cell) -> Result<Measurement> {
+    fn measure(&mut self, cell: Cell, phase: Duration) -> Result<Measurement> {
         if cell == Cell::Pvsched {
             let arguments: Vec<_> = self.options.scheduler_args.split_whitespace().collect();
             self.chain.start_scheduler(&arguments)?;
@@ -286,6 +288,7 @@ impl<'a> Demo<'a> {
         let before = hog.progress();
         let cyclictest = Cyclictest {
             duration: Duration::from_secs(self.options.seconds),
+            phase: Some(phase),
             ..Cyclictest::default()
         };
         let latency = cyclictest.run(&self.chain.vm.guest)?;

@@ -28,6 +28,18 @@ pub struct Cyclictest {
     /// Time from one wake-up to the next.
     pub interval: Duration,
     pub duration: Duration,
+    /// How far behind a full second of the guest's monotonic clock the first wake-up lies; anywhere
+    /// unless given. The guest's ticks lie on whole multiples of theirs on the same clock. A wake-up
+    /// that meets one takes half as long again, so what is compared must meet as many.
+    pub phase: Option<Duration>,
+}
+
+/// A phase for each round of a comparison: together they go once through the tick of a kernel with
+/// CONFIG_HZ=250.
+pub fn phase_of_round(round: usize, rounds: usize) -> Duration {
+    let rounds = u32::try_from(rounds).unwrap_or(u32::MAX).max(1);
+    Duration::from_millis(4) / rounds * u32::try_from(round).unwrap_or(0)
+        + Duration::from_millis(4) / rounds / 2
 }
 
 impl Default for Cyclictest {
@@ -37,6 +49,7 @@ impl Default for Cyclictest {
             priority: 90,
             interval: Duration::from_millis(10),
             duration: Duration::from_secs(10),
+            phase: None,
         }
     }
 }
@@ -47,8 +60,11 @@ impl Cyclictest {
             0 => "--policy=other".to_owned(),
             priority => format!("-p {priority}"),
         };
+        let phase = self.phase.map_or_else(String::new, |phase| {
+            format!("--secaligned={}", phase.as_micros())
+        });
         format!(
-            "rm -f {RESULT}; cyclictest -q -m {policy} -i {} -a {} -t 1 -h {KEPT_US} -D {} \
+            "rm -f {RESULT}; cyclictest -q -m {policy} {phase} -i {} -a {} -t 1 -h {KEPT_US} -D {} \
              --histfile=/dev/null --json={RESULT} >/tmp/cyclictest.log 2>&1 || \
              {{ cat /tmp/cyclictest.log >&2; exit 1; }}; cat {RESULT}",
             self.interval.as_micros(),
@@ -186,6 +202,12 @@ mod tests {
             Histogram::parse(json).unwrap(),
             histogram(&[(28, 2), (1239, 1)])
         );
+    }
+
+    #[test]
+    fn the_phases_of_all_rounds_are_spread_over_a_tick() {
+        let phases: Vec<_> = (0..4).map(|round| phase_of_round(round, 4)).collect();
+        assert_eq!(phases, [500, 1500, 2500, 3500].map(Duration::from_micros));
     }
 
     #[test]

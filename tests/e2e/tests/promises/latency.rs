@@ -7,7 +7,7 @@ use pvsched_e2e::{eventually, margins, median, promise};
 use pvsched_lab::chain::{Scheduler, Vm, VmOptions};
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
-use pvsched_lab::latency::{Cyclictest, GuestLoad};
+use pvsched_lab::latency::{phase_of_round, Cyclictest, GuestLoad};
 
 use crate::vm::Used;
 
@@ -49,15 +49,16 @@ impl std::fmt::Display for Ratios {
 
 /// What the scheduler replaces, and an idle host, are measured in the same boot and round: ratios
 /// of measurements minutes apart, or on different machines, say nothing. Machines change their
-/// speed within a boot, too, so each round compares what it measured itself, and every other one
-/// goes backwards.
+/// speed within a boot, too, so each round compares what it measured itself, with the wake-ups at the
+/// same distance from the guest's ticks, and every other one goes backwards.
 fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
     // The guest is busy itself, or its vCPU would sleep and look interactive to any scheduler.
     let load = GuestLoad::start(guest, 0..vcpus)?;
     let mut rounds = Vec::new();
     for round in 0..ROUNDS {
-        let kernels = || measure(guest, &Hog::start(4)?);
-        let floor = || measure(guest, &Hog::start(0)?);
+        let phase = phase_of_round(round, ROUNDS);
+        let kernels = || measure(guest, &Hog::start(4)?, phase);
+        let floor = || measure(guest, &Hog::start(0)?, phase);
         let ours = || {
             let hogs = Hog::start(4)?;
             let mut scheduler = Scheduler::start::<&str>(&[])?;
@@ -65,7 +66,7 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
                 let handed_over = scheduler.stats()?["nr_vcpus"].as_u64();
                 Ok((handed_over >= Some(vcpus.into())).then_some(()))
             })?;
-            let cell = measure(guest, &hogs)?;
+            let cell = measure(guest, &hogs, phase)?;
             let stats = scheduler.stats()?;
             ensure!(
                 stats["hints_due"].as_u64() > Some(0),
@@ -122,9 +123,10 @@ fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
 }
 
 #[allow(clippy::cast_precision_loss)]
-fn measure(guest: &Guest, hogs: &Hog) -> Result<Cell> {
+fn measure(guest: &Guest, hogs: &Hog, phase: Duration) -> Result<Cell> {
     let cyclictest = Cyclictest {
         duration: DURATION,
+        phase: Some(phase),
         ..Cyclictest::default()
     };
     let (used, measured) = Used::during(guest, hogs, || cyclictest.run(guest))?;
