@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 /// A guest's real-time task: its p90 wake-up latency on a loaded host, of that under the kernel's
-/// own scheduler in the same boot. What the project promises; measured: a quarter to a seventh.
+/// own scheduler in the same boot. What the project promises; measured: a fifth to an eighth.
 pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 
 /// The same latency, of that on an idle host in the same boot, which nobody can beat. What the
-/// project promises; measured: 1.6 on 6.18.
+/// project promises; measured: 1.3 on 6.18 and 1.2 on 7.3, up to 2 in single rounds.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
 /// The p90 of a task whose vCPU has to wait for the other VM's bursts of 30 ms, of one that does
