@@ -161,15 +161,6 @@ static inline bool irq_is_spent(struct pv_task *t, u64 now)
 	return pv_spent(t->irq_spent, irq_debt(t, now), budget, budget / 2);
 }
 
-/* When the budget of interrupt boosts is one again, if the vCPU waits until then; 0 if it is now. */
-static inline u64 irq_repaid_in(struct pv_task *t, u64 now)
-{
-	struct pv_vm *vm = vm_of(t);
-	u64 debt = irq_debt(t, now), resume = vm ? READ_ONCE(vm->irq_budget_ns) / 2 : 0;
-
-	return irq_is_spent(t, now) && debt > resume ? debt - resume : 0;
-}
-
 /* A judgement in one number, as functions that are verified apart return no more. */
 #define VERDICT(boost, rank)	((boost) << 16 | (rank))
 #define VERDICT_RANK(verdict)	((u32)(verdict) & 0xffff)

@@ -135,7 +135,7 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 	struct pvsched_page *page;
 	struct task_struct *p;
 	struct pv_task *t;
-	u64 now, wait;
+	u64 now;
 
 	p = bpf_task_from_pid(due->tid);
 	if (!p)
@@ -163,12 +163,6 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 			goto release;
 		}
 		now = clock_ns();
-		wait = irq_repaid_in(t, now);
-		if (wait) {
-			/* Refused now it would wait for its fair turn, which may be far away. */
-			bpf_timer_start(&due->timer, wait, 0);
-			goto release;
-		}
 		COUNT(hints_due);
 		WRITE_ONCE(t->due_rank, due->rank);
 		WRITE_ONCE(t->due_until, now + due->early + PV_GRACE_NS);
@@ -245,35 +239,6 @@ static inline u64 next_timer(struct kvm_vcpu___pv *vcpu, u64 word)
 	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
 		return 0;
 	return BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
-}
-
-/*
- * The boosted turn of @p is over, and others wait. Should a timer for an urgent
- * task be so near that it would be put ahead again at once, it stays for that.
- */
-static inline bool stays_for_timer(struct task_struct *p, struct pv_task *t,
-				   struct pvsched_page *page, struct pv_cpu *c,
-				   struct kvm_vcpu___pv *vcpu)
-{
-	u64 word, next, due, now;
-	u32 rank;
-
-	/* KVM's pointer may be null as far as the verifier knows. */
-	if (!page || !vcpu || is_observed(t))
-		return false;
-	word = READ_ONCE(page->timer);
-	rank = capped(t, pv_timer_rank(word));
-	next = rank ? next_timer(vcpu, word) : 0;
-	if (!next)
-		return false;
-	due = next + pv_timer_delay(word);
-	now = clock_ns();
-	if (due < now || due - now > early_by(p, t, c))
-		return false;
-	COUNT(hints_due);
-	WRITE_ONCE(t->due_rank, rank);
-	WRITE_ONCE(t->due_until, due + PV_GRACE_NS);
-	return true;
 }
 
 /* KVM_MP_STATE_HALTED, from include/uapi/linux/kvm.h */
@@ -497,7 +462,7 @@ static inline bool has_become_light(struct task_struct *p, struct pv_task *t)
 }
 
 SEC("tp_btf/kvm_exit")
-int BPF_PROG(on_exit, struct kvm_vcpu___pv *vcpu)
+int BPF_PROG(on_exit)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	s32 cpu = bpf_get_smp_processor_id();
@@ -522,9 +487,6 @@ int BPF_PROG(on_exit, struct kvm_vcpu___pv *vcpu)
 	if (!t->rank && !VERDICT_RANK(verdict) && !is_light(t))
 		return 0;
 	waiting = anybody_waits(cpu, llc_here(c));
-	if (!VERDICT_RANK(verdict) && t->extra_turn && waiting &&
-	    stays_for_timer(p, t, page, c, vcpu))
-		verdict = boost_judge(t, page, task_lead(p, t, l), now);
 	boost_set(t, page, c, verdict, waiting);
 	if (!VERDICT_RANK(verdict)) {
 		COUNT(ended_exit);

@@ -391,8 +391,6 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	if (!t || !c || !l)
 		return;
 
-	t->exec = p->se.sum_exec_runtime;
-	t->charged = t->exec;
 	if (t->is_vcpu) {
 		irq_settle(t, now);
 		page = page_of(p, t);
@@ -519,8 +517,13 @@ void BPF_STRUCT_OPS(pvsched_enable, struct task_struct *p)
 	struct pv_task *t = task_of(p);
 	struct pv_llc *l = llc_of(llc_of_cpu(scx_bpf_task_cpu(p)));
 
-	if (t && l)
+	if (!t)
+		return;
+	if (l)
 		t->vtime = READ_ONCE(l->vtime);
+	/* From here on all is charged, also what the kernel counts between two turns. */
+	t->exec = p->se.sum_exec_runtime;
+	t->charged = t->exec;
 }
 
 s32 BPF_STRUCT_OPS(pvsched_init_task, struct task_struct *p, struct scx_init_task_args *args)
