@@ -116,6 +116,12 @@ static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
 	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= 0);
 }
 
+/* It was put ahead for a timer of its guest, and has not run since. */
+static inline bool next_turn_is_due(struct pv_task *t)
+{
+	return READ_ONCE(t->due_turn) == t->turns + 1;
+}
+
 /*
  * A timer of the guest is about to expire, or did, and the vCPU has not had the
  * time to take its interrupt. It has that from when it runs: on a busy host it
@@ -123,7 +129,7 @@ static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
  */
 static inline bool is_due(struct pv_task *t, u64 now)
 {
-	return now < READ_ONCE(t->due_until) || READ_ONCE(t->due_turn) == t->turns + 1;
+	return now < READ_ONCE(t->due_until) || next_turn_is_due(t);
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */

@@ -227,7 +227,7 @@ static inline u64 early_by(struct task_struct *p, struct pv_task *t, struct pv_c
 	return pv_early(READ_ONCE(c->enter_ns), task_lead(p, t, l), READ_ONCE(vm->task_budget_ns));
 }
 
-/* When the next timer interrupt of the guest comes, ns of CLOCK_MONOTONIC; 0 where that is not known. */
+/* When the guest's next timer interrupt comes, ns of CLOCK_MONOTONIC; 0 where not known. */
 static inline u64 next_timer(struct kvm_vcpu___pv *vcpu, u64 word)
 {
 	struct kvm_lapic___pv *apic;

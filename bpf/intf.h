@@ -120,6 +120,7 @@ struct pv_task {
 	u32 boost;		/* enum pv_boost in force while it runs */
 	u32 rank;		/* in force while it runs */
 	u32 extra_turn;		/* it runs ahead of its fair turn */
+	u32 awaits_timer;	/* boosted for a timer of its guest that has not yet expired */
 	u32 promise;		/* interrupts until none is expected to be urgent */
 	u32 task_spent;		/* budget of lead is spent */
 	u32 irq_spent;		/* budget of interrupt boosts is spent */
@@ -143,8 +144,7 @@ struct pv_task {
 	u64 would_task;		/* boosts that it would have had for urgent tasks */
 	u64 would_irq;		/* and for interrupts */
 	u32 would_be;		/* enum pv_boost that it would have now */
-
-	u32 awaits_timer;	/* boosted for a timer of its guest that has not yet expired */
+	u32 rsvd1;
 };
 
 /*

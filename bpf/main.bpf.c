@@ -420,7 +420,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		u32 verdict;
 
 		WRITE_ONCE(t->posted, 0);
-		if (READ_ONCE(t->due_turn) == t->turns + 1 && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
+		if (next_turn_is_due(t) && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
 			WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
 		t->turns++;
 		if (t->hint_at && !t->started) {
@@ -498,12 +498,13 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 
 	if (!t || !c || !l)
 		return;
-	t->exec = p->se.sum_exec_runtime;
-	if (runnable)
+	if (runnable) {
 		charge(p, t, l, clock_ns());
-	else
+	} else {
 		/* What a CPU that halts will do when it is woken, its guest cannot say. */
+		t->exec = p->se.sum_exec_runtime;
 		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), clock_ns());
+	}
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;
