@@ -8,6 +8,7 @@ use pvsched_lab::chain::{Scheduler, Vm, VmOptions};
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::{phase_of_round, Cyclictest, GuestLoad};
+use serde_json::Value;
 
 use crate::vm::Used;
 
@@ -72,6 +73,7 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
                 stats["hints_due"].as_u64() > Some(0),
                 "never ahead of a guest's timer: {stats}"
             );
+            println!("{}", counts(&stats));
             scheduler.check()?;
             scheduler.stop()?;
             anyhow::Ok(cell)
@@ -101,6 +103,25 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
     };
     println!("{ratios}");
     Ok(ratios)
+}
+
+/// Of the scheduler's statistics, what tells where long wake-ups come from.
+fn counts(stats: &Value) -> String {
+    const NAMES: [&str; 8] = [
+        "boosts_irq",
+        "boosts_task",
+        "ended_exit",
+        "ended_tick",
+        "hints_due",
+        "moved",
+        "throttled_irq",
+        "throttled_task",
+    ];
+    let counts: Vec<_> = NAMES
+        .iter()
+        .map(|name| format!("{name} {}", stats[name]))
+        .collect();
+    counts.join(", ")
 }
 
 #[test]
