@@ -399,8 +399,8 @@ impl Vm {
             .exec("pvsched-guest status --json", COMMAND_LIMIT)?;
         serde_json::from_str(&output.stdout).with_context(|| {
             self.state(&format!(
-                "pvsched-guest status gave no JSON but {} {}",
-                output.stdout, output.stderr
+                "pvsched-guest status ended with {} and gave no JSON but {} {}",
+                output.status, output.stdout, output.stderr
             ))
         })
     }
