@@ -21,8 +21,10 @@ const RESULT: &str = "/tmp/cyclictest.json";
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Cyclictest {
-    /// The guest CPU it runs on.
-    pub cpu: u32,
+    /// The guest CPU it runs on; any, unless given.
+    pub cpu: Option<u32>,
+    /// How many tasks do the same.
+    pub tasks: u32,
     /// `SCHED_FIFO` priority; 0 for an ordinary task.
     pub priority: u32,
     /// Time from one wake-up to the next.
@@ -45,7 +47,8 @@ pub fn phase_of_round(round: usize, rounds: usize) -> Duration {
 impl Default for Cyclictest {
     fn default() -> Self {
         Self {
-            cpu: 1,
+            cpu: Some(1),
+            tasks: 1,
             priority: 90,
             interval: Duration::from_millis(10),
             duration: Duration::from_secs(10),
@@ -63,12 +66,14 @@ impl Cyclictest {
         let phase = self.phase.map_or_else(String::new, |phase| {
             format!("--secaligned={}", phase.as_micros())
         });
+        // Without -d 0 each further task would have a longer interval.
+        let cpu = self.cpu.map_or_else(String::new, |cpu| format!("-a {cpu}"));
         format!(
-            "rm -f {RESULT}; cyclictest -q -m {policy} {phase} -i {} -a {} -t 1 -h {KEPT_US} -D {} \
+            "rm -f {RESULT}; cyclictest -q -m {policy} {phase} -i {} {cpu} -t {} -d 0 -h {KEPT_US} -D {} \
              --histfile=/dev/null --json={RESULT} >/tmp/cyclictest.log 2>&1 || \
              {{ cat /tmp/cyclictest.log >&2; exit 1; }}; cat {RESULT}",
             self.interval.as_micros(),
-            self.cpu,
+            self.tasks,
             self.duration.as_secs().max(1)
         )
     }
@@ -115,7 +120,19 @@ impl Histogram {
     /// From what cyclictest writes as JSON. Samples it did not keep count as its maximum.
     pub fn parse(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json).context("cyclictest's JSON")?;
-        let thread = &value["thread"]["0"];
+        let mut all = Self::default();
+        for thread in value["thread"]
+            .as_object()
+            .context("it has no threads")?
+            .values()
+        {
+            all.add(&Self::of_thread(thread)?);
+        }
+        ensure!(all.samples() > 0, "cyclictest did not run a single cycle");
+        Ok(all)
+    }
+
+    fn of_thread(thread: &Value) -> Result<Self> {
         let mut counts = BTreeMap::new();
         for (us, count) in thread["histogram"]
             .as_object()
@@ -135,7 +152,6 @@ impl Histogram {
         if lost > 0 {
             *counts.entry(max).or_default() += lost;
         }
-        ensure!(total > 0, "cyclictest did not run a single cycle");
         Ok(Self(counts))
     }
 
@@ -216,6 +232,16 @@ mod tests {
         assert_eq!(
             Histogram::parse(json).unwrap(),
             histogram(&[(28, 2), (900_000, 2)])
+        );
+    }
+
+    #[test]
+    fn the_samples_of_all_tasks_count() {
+        let json = r#"{"thread":{"0":{"histogram":{"28":2},"cycles":2,"max":28},
+            "1":{"histogram":{"28":1,"30":1},"cycles":2,"max":30}}}"#;
+        assert_eq!(
+            Histogram::parse(json).unwrap(),
+            histogram(&[(28, 3), (30, 1)])
         );
     }
 

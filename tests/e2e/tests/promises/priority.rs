@@ -39,7 +39,7 @@ fn p90(sleeper: &Vm, priority: u32, worker: &Vm, of_worker: u32) -> Result<f64> 
         .spawn(&format!("exec chrt -f {of_worker} pvsched-lab burn 30 70"))?;
     thread::sleep(Duration::from_secs(1));
     let latencies = Cyclictest {
-        cpu: 0,
+        cpu: Some(0),
         priority,
         duration: DURATION,
         ..Cyclictest::default()
