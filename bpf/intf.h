@@ -131,6 +131,14 @@ struct pv_task {
 	u64 irq_debt;		/* ns */
 	u64 irq_debt_at;	/* ns; repaid up to here */
 
+	/* What the host has for it; see capacity.bpf.h. */
+	u64 wants_since;	/* ns; since when it wants a CPU and has none, 0 it does not */
+	u64 waited;		/* ns of that, in all */
+	u64 wait;		/* ns of that before each turn, of late */
+	u64 ran_shown;		/* ran, as it was when last looked at */
+	u64 ran_lately;		/* ns, fading */
+	u64 waited_lately;	/* ns, fading as fast */
+
 	/* For --monitor. */
 	u64 urgency;		/* the higher of the page's urgency words, as last read */
 	u64 applied;		/* as last written to the page */

@@ -16,6 +16,7 @@
  */
 #include <scx/common.bpf.h>
 #include "placement.bpf.h"
+#include "capacity.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -147,8 +148,11 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
 
 	if (t->is_vcpu) {
+		struct pvsched_page *page = page_of(p, t);
 		u32 rank;
 
+		if (!t->wants_since)
+			show_state(t, page, PVSCHED_HOST_WAITING, scx_bpf_task_cpu(p), now);
 		t->base_vtime = pv_enter_base(t->base_vtime, READ_ONCE(l->vtime), slice_ns);
 
 		/*
@@ -159,7 +163,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		 */
 		t->dsq = dsq;
 		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
-		rank = VERDICT_RANK(boost_judge(t, page_of(p, t), task_lead(p, t, l), now));
+		rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t, l), now));
 		if (rank) {
 			enqueue_boosted(p, t, cpu, home, rank, now, enq_flags);
 			return;
@@ -419,6 +423,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	if (t->is_vcpu) {
 		u32 verdict;
 
+		show_state(t, page, PVSCHED_HOST_RUNNING, cpu, now);
 		WRITE_ONCE(t->posted, 0);
 		if (next_turn_is_due(t) && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
 			WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
@@ -495,16 +500,21 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc_of_cpu(cpu));
+	struct pvsched_page *page;
+	u64 now = clock_ns();
 
 	if (!t || !c || !l)
 		return;
 	if (runnable) {
-		charge(p, t, l, clock_ns());
+		page = charge(p, t, l, now);
 	} else {
+		page = page_of(p, t);
 		/* What a CPU that halts will do when it is woken, its guest cannot say. */
 		t->exec = p->se.sum_exec_runtime;
-		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), clock_ns());
+		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), now);
 	}
+	if (t->is_vcpu)
+		show_state(t, page, runnable ? PVSCHED_HOST_WAITING : PVSCHED_HOST_SLEEPING, cpu, now);
 	c->rank = 0;
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;

@@ -340,6 +340,57 @@ static inline unsigned long long pv_early(unsigned long long enter, long long le
 	return most - (most - enter) * part / 1024;
 }
 
+/* How far back a vCPU's capacity looks, in time that it ran or wanted to. */
+#define PV_LATELY_NS		(100 * PV_NSEC_PER_MSEC)
+
+/*
+ * A @part of what a vCPU wanted of late, where all of that is @total: as it is, or so
+ * much smaller that the total is at most PV_LATELY_NS.
+ */
+static inline unsigned long long pv_fade(unsigned long long part, unsigned long long total)
+{
+	return total > PV_LATELY_NS ? part / (total / PV_LATELY_NS + 1) : part;
+}
+
+/*
+ * 1024ths of the host's fastest CPU that a vCPU got: of a CPU with the capacity @cpu, the
+ * part that it @ran of the time that it ran or @waited. One that has not wanted any yet
+ * can have all.
+ */
+static inline unsigned long long pv_capacity(unsigned long long ran, unsigned long long waited,
+					     unsigned int cpu)
+{
+	if (cpu > PVSCHED_CAPACITY_FULL)
+		cpu = PVSCHED_CAPACITY_FULL;
+	if (ran > PV_TIME_MAX)
+		ran = PV_TIME_MAX;
+	if (waited > PV_TIME_MAX)
+		waited = PV_TIME_MAX;
+	return ran + waited ? cpu * ran / (ran + waited) : cpu;
+}
+
+/* Tasks that wait for a CPU: @own for no other, @shared for any of @cpus. In 16ths. */
+static inline unsigned long long pv_load(unsigned int own, unsigned int shared, unsigned int cpus)
+{
+	return own * PVSCHED_CAPACITY_LOAD_ONE +
+	       shared * PVSCHED_CAPACITY_LOAD_ONE / (cpus ? cpus : 1);
+}
+
+/* pvsched_page.capacity; @wait in ns. What has no room is as much as has. */
+static inline unsigned long long pv_capacity_word(unsigned long long capacity,
+						  unsigned long long load,
+						  unsigned long long wait)
+{
+	wait /= 1000;
+	if (capacity > PVSCHED_CAPACITY_FULL)
+		capacity = PVSCHED_CAPACITY_FULL;
+	if (load > PVSCHED_CAPACITY_FIELD_MASK)
+		load = PVSCHED_CAPACITY_FIELD_MASK;
+	if (wait > ~0U)
+		wait = ~0U;
+	return capacity | load << PVSCHED_CAPACITY_LOAD_SHIFT | wait << PVSCHED_CAPACITY_WAIT_SHIFT;
+}
+
 /*
  * Whether a budget is spent. Once spent it counts as spent until the debt is
  * down to @resume, so that a vCPU at the edge does not flap.

@@ -16,7 +16,7 @@ mod native {
 }
 
 pub use native::{
-    PV_EARLY_MAX_NS, PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX,
+    PV_EARLY_MAX_NS, PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS,
     PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX,
     PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
@@ -71,6 +71,14 @@ pure! {
     average = pv_average(average: u64, sample: u64) -> u64;
     /// How long before a guest's timer its vCPU is put ahead, in ns.
     early = pv_early(enter: u64, lead: i64, budget: u64) -> u64;
+    /// A part of what a vCPU wanted of late, and all of that is `total`, in ns.
+    fade = pv_fade(part: u64, total: u64) -> u64;
+    /// 1024ths of the host's fastest CPU that a vCPU got of one with the capacity `cpu`.
+    capacity = pv_capacity(ran: u64, waited: u64, cpu: u32) -> u64;
+    /// Sixteenths of tasks that wait for a CPU.
+    load = pv_load(own: u32, shared: u32, cpus: u32) -> u64;
+    /// The page's word for it, with the wait for a CPU in ns.
+    capacity_word = pv_capacity_word(capacity: u64, load: u64, wait: u64) -> u64;
     /// Whether a budget counts as spent.
     spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
 }
@@ -272,6 +280,48 @@ mod tests {
         fn one_that_is_owed_time_gets_there_six_times_as_early(enter in 0u64..MS / 2, budget: u64) {
             prop_assert_eq!(early(enter, 0, budget), 6 * enter);
             prop_assert_eq!(early(enter, i64::try_from(budget / 4 + 1).unwrap(), budget), enter);
+        }
+
+        #[test]
+        fn a_capacity_is_the_part_that_a_vcpu_got_of_its_cpu(ran: u64, waited: u64, cpu: u32) {
+            let most = u64::from(cpu.min(1024));
+            prop_assert!(capacity(ran, waited, cpu) <= most);
+            prop_assert_eq!(capacity(0, 0, cpu), most);
+            prop_assert!(capacity(ran, waited.saturating_add(MS), cpu) <= capacity(ran, waited, cpu));
+            let (ran, waited) = (ran % (1 << 40) + 1, waited % (1 << 40));
+            prop_assert!(capacity(ran, ran, cpu).abs_diff(most / 2) <= 1);
+            prop_assert!((capacity(ran, waited, 1024) * (ran + waited)).abs_diff(1024 * ran) <= ran + waited);
+        }
+
+        #[test]
+        fn what_was_long_ago_fades_and_the_parts_stay_in_proportion(part: u64, rest: u64) {
+            let (part, rest) = (part >> 1, rest >> 1);
+            let (total, most) = (part + rest, u64::from(PV_LATELY_NS));
+            let (faded, other) = (fade(part, total), fade(rest, total));
+            prop_assert!(faded + other <= total.min(most));
+            if total > most {
+                // Each is less than one in what both were divided by.
+                let divisor = u128::from(total / most + 1);
+                prop_assert!(u128::from(part) - u128::from(faded) * divisor < divisor);
+            }
+        }
+
+        #[test]
+        fn a_page_never_shows_more_than_its_words_have_room_for(
+            part: u64, load_16ths: u64, wait: u64,
+        ) {
+            let word = capacity_word(part, load_16ths, wait);
+            prop_assert_eq!(word & 0xffff, part.min(1024));
+            prop_assert_eq!(word >> 16 & 0xffff, load_16ths.min(0xffff));
+            prop_assert_eq!(word >> 32, (wait / 1000).min(u64::from(u32::MAX)));
+        }
+
+        #[test]
+        fn a_cpu_of_many_has_its_part_of_those_who_wait(
+            own in 0u32..100_000, shared in 0u32..100_000, cpus: u32,
+        ) {
+            let waiting = load(own, shared, cpus);
+            prop_assert_eq!(waiting, u64::from(own) * 16 + u64::from(shared) * 16 / u64::from(cpus.max(1)));
         }
 
         #[test]

@@ -91,7 +91,7 @@ enum pvsched_ioc_nr {
 #define PVSCHED_IOC_ROLE	_IOW(PVSCHED_IOC_TYPE, PVSCHED_IOC_NR_ROLE, struct pvsched_cpu_role)
 
 PVSCHED_SIZE(struct pvsched_info, 56);
-PVSCHED_SIZE(struct pvsched_cpu_info, 208);
+PVSCHED_SIZE(struct pvsched_cpu_info, 272);
 PVSCHED_SIZE(struct pvsched_cpu_role, 16);
 
 #endif /* PVSCHED_UAPI_H */

@@ -149,6 +149,43 @@ enum pvsched_applied {
  */
 #define PVSCHED_APPLIED_NOTIFY_LIGHT	(1ULL << 9)
 
+/* pvsched_page.placement, bits 0..7: what the vCPU does on the host */
+enum pvsched_host_state {
+	PVSCHED_HOST_UNKNOWN	= 0,
+	PVSCHED_HOST_RUNNING	= 1, /* it has a CPU */
+	PVSCHED_HOST_WAITING	= 2, /* it wants one, others have it: woken or preempted */
+	PVSCHED_HOST_SLEEPING	= 3, /* it wants none: the guest CPU has halted */
+};
+
+/*
+ * pvsched_page.placement: that, and where
+ *
+ *   bits  0..7   enum pvsched_host_state
+ *   bits 16..31  number of the physical CPU that it runs on or ran on last
+ *   bits 32..47  number of the last-level cache that this CPU shares
+ *   others       zero
+ */
+#define PVSCHED_PLACEMENT_STATE_MASK	0xffULL
+#define PVSCHED_PLACEMENT_CPU_SHIFT	16
+#define PVSCHED_PLACEMENT_CACHE_SHIFT	32
+#define PVSCHED_PLACEMENT_FIELD_MASK	0xffffULL
+
+/*
+ * pvsched_page.capacity: what the host has for the vCPU, as of when it last got or
+ * lost a CPU
+ *
+ *   bits  0..15  0..1024: of the host's fastest CPU, the part that it got of
+ *                late of what it wanted
+ *   bits 16..31  16ths of tasks that wait for its physical CPU beside it, or
+ *                had it
+ *   bits 32..63  microseconds from wanting a CPU to having one, of late
+ */
+#define PVSCHED_CAPACITY_FULL		1024ULL
+#define PVSCHED_CAPACITY_LOAD_SHIFT	16
+#define PVSCHED_CAPACITY_LOAD_ONE	16ULL
+#define PVSCHED_CAPACITY_WAIT_SHIFT	32
+#define PVSCHED_CAPACITY_FIELD_MASK	0xffffULL
+
 struct pvsched_page {
 	/* Cache line 0. Writer: the guest's driver, seldom. */
 	__u64 header;		/* PVSCHED_PAGE_HEADER */
@@ -179,6 +216,17 @@ struct pvsched_page {
 				 * because the budget was spent
 				 */
 	__u64 rsvd2[4];
+
+	/* Cache line 3. Writer: the host's scheduler, when the vCPU gets or loses a CPU. */
+	__u64 placement;	/* PVSCHED_PLACEMENT_* */
+	__u64 since;		/* ns of the host's own clock since when it is in that
+				 * state; compares with the same word of other
+				 * pages, and with no clock of the guest
+				 */
+	__u64 capacity;		/* PVSCHED_CAPACITY_* */
+	__u64 ran;		/* ns of CPU since the page was attached */
+	__u64 waited;		/* ns that it wanted a CPU meanwhile and had none */
+	__u64 rsvd3[3];
 };
 
 PVSCHED_OFFSET(struct pvsched_page, header, 0);
@@ -194,6 +242,11 @@ PVSCHED_OFFSET(struct pvsched_page, applied, 128);
 PVSCHED_OFFSET(struct pvsched_page, ticket, 136);
 PVSCHED_OFFSET(struct pvsched_page, boosts, 144);
 PVSCHED_OFFSET(struct pvsched_page, throttles, 152);
-PVSCHED_SIZE(struct pvsched_page, 192);
+PVSCHED_OFFSET(struct pvsched_page, placement, 192);
+PVSCHED_OFFSET(struct pvsched_page, since, 200);
+PVSCHED_OFFSET(struct pvsched_page, capacity, 208);
+PVSCHED_OFFSET(struct pvsched_page, ran, 216);
+PVSCHED_OFFSET(struct pvsched_page, waited, 224);
+PVSCHED_SIZE(struct pvsched_page, 256);
 
 #endif /* PVSCHED_PAGE_H */

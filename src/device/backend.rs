@@ -126,6 +126,11 @@ impl Machine for QemuMachine {
             std::mem::offset_of!(pvsched_page, ticket),
             std::mem::offset_of!(pvsched_page, boosts),
             std::mem::offset_of!(pvsched_page, throttles),
+            std::mem::offset_of!(pvsched_page, placement),
+            std::mem::offset_of!(pvsched_page, since),
+            std::mem::offset_of!(pvsched_page, capacity),
+            std::mem::offset_of!(pvsched_page, ran),
+            std::mem::offset_of!(pvsched_page, waited),
         ] {
             let word = GuestAddress(gpa).unchecked_add(u64::try_from(offset).unwrap_or(0));
             // Memory that is gone has no words to clear.

@@ -280,7 +280,7 @@ fn answer(info: &pvsched_info, cpus: &[pvsched_cpu_info]) -> (Answer, &'static s
 }
 
 impl Status {
-    fn no_driver() -> Self {
+    pub fn no_driver() -> Self {
         Self {
             answer: Answer::NoDriver,
             explanation: "the driver is not loaded (try: modprobe virtio_pvsched)".into(),
@@ -329,10 +329,7 @@ pub fn read() -> Result<Status> {
         return Ok(Status::no_driver());
     };
     let info = driver.info()?;
-    let cpus = (0..info.cpu_count)
-        .map(|cpu| driver.cpu(cpu))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Status::decode(&info, &cpus))
+    Ok(Status::decode(&info, &driver.cpus(&info)?))
 }
 
 impl fmt::Display for Status {
@@ -430,13 +427,15 @@ mod tests {
     use super::*;
     use crate::uapi::PVSCHED_CPU_UNSET;
 
+    const PAGE: usize = std::mem::size_of::<abi::pvsched_page>();
+
     /// A page as it lies in memory.
-    fn page_from(bytes: [u8; 192]) -> abi::pvsched_page {
-        // SAFETY: the page is plain integers without padding, and 192 bytes long.
+    fn page_from(bytes: [u8; PAGE]) -> abi::pvsched_page {
+        // SAFETY: the page is plain integers without padding, and that long.
         unsafe { std::mem::transmute(bytes) }
     }
 
-    fn with_word(bytes: &mut [u8; 192], offset: usize, word: u64) {
+    fn with_word(bytes: &mut [u8; PAGE], offset: usize, word: u64) {
         bytes[offset..offset + 8].copy_from_slice(&word.to_le_bytes());
     }
 
@@ -452,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_page_is_decoded_from_its_bytes() {
-        let mut bytes = [0; 192];
+        let mut bytes = [0; PAGE];
         with_word(&mut bytes, 8, 1);
         with_word(&mut bytes, 16, 0x12_34_02);
         with_word(&mut bytes, 64, 0x04_00_14);
@@ -511,7 +510,7 @@ mod tests {
 
     #[test]
     fn an_observed_vcpu_is_shown_as_such() {
-        let mut bytes = [0; 192];
+        let mut bytes = [0; PAGE];
         with_word(&mut bytes, 128, 5);
         assert_eq!(Words::from(&page_from(bytes)).applied, "observed");
     }
@@ -529,7 +528,7 @@ mod tests {
 
     #[test]
     fn a_page_of_zeros_says_nothing() {
-        let words = Words::from(&page_from([0; 192]));
+        let words = Words::from(&page_from([0; PAGE]));
         assert_eq!(words.current.to_string(), "-");
         assert_eq!(words.applied, "none");
         assert!(!words.publishing && !words.notify);
@@ -620,7 +619,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_page_makes_the_decoder_fail(bytes in prop::collection::vec(any::<u8>(), 192)) {
+        fn no_page_makes_the_decoder_fail(bytes in prop::collection::vec(any::<u8>(), PAGE)) {
             let words = Words::from(&page_from(bytes.try_into().unwrap()));
             let text = format!("{words:?} {} {}", words.current, words.pending);
             prop_assert!(!text.is_empty());
