@@ -20,6 +20,7 @@ fn main() -> Result<()> {
     }
     println!("cargo:rerun-if-env-changed=CLANG");
     compile_program(&out)?;
+    compile_scheduler()?;
     generate_uapi(&out)?;
     generate_arithmetic(&out)
 }
@@ -50,6 +51,20 @@ fn compile_program(out: &Path) -> Result<()> {
         .clang_args(["-I", ABI, "-mcpu=v3", "-Wall", "-Werror"])
         .build()
         .context("cannot compile guest/bpf/latency.bpf.c")
+}
+
+/// The guest's own scheduler is written against the headers that come with the scx crates. They find
+/// clang by `$BPF_CLANG`, as the host's programs do.
+fn compile_scheduler() -> Result<()> {
+    if env::var_os("BPF_CLANG").is_none() {
+        env::set_var("BPF_CLANG", find_clang()?);
+    }
+    let source = format!("{BPF}/place.bpf.c");
+    scx_cargo::BpfBuilder::new()?
+        .add_include_path(ABI)
+        .enable_skel(&source, "place")
+        .build()
+        .with_context(|| format!("cannot compile {source}"))
 }
 
 fn bindings(header: &str) -> bindgen::Builder {

@@ -125,7 +125,7 @@ static const struct btf_kfunc_id_set pvsched_kfunc_set = {
 };
 
 /**
- * pvsched_publish_init() - offer the kfuncs to tracing programs
+ * pvsched_publish_init() - offer the kfuncs to tracing programs, and to schedulers
  *
  * The kernel forgets them by itself when the module goes, and a program that
  * uses them keeps the module.
@@ -134,5 +134,7 @@ static const struct btf_kfunc_id_set pvsched_kfunc_set = {
  */
 int pvsched_publish_init(void)
 {
-	return register_btf_kfunc_id_set(BPF_PROG_TYPE_TRACING, &pvsched_kfunc_set);
+	int err = register_btf_kfunc_id_set(BPF_PROG_TYPE_TRACING, &pvsched_kfunc_set);
+
+	return err ?: register_btf_kfunc_id_set(BPF_PROG_TYPE_STRUCT_OPS, &pvsched_kfunc_set);
 }

@@ -9,14 +9,15 @@ use crate::roles::{CpuList, Role, CONFIG};
 
 const AFTER_HELP: &str = "\
 Exit codes:
-  0  run: stopped by a signal; role: done; status: publishing, and a host scheduler has the pages
+  0  run, place: stopped by a signal; role: done; status, capacity: publishing, and a host scheduler has
+     the pages
   1  failed; the message says what to try
   2  wrong usage
-  3  status: publishing, but no host scheduler is attached
-  4  status: the device is ready, but nobody publishes (start: pvsched-guest run)
-  5  status: the device does not answer, or there is no protocol in common
-  6  status: no device
-  7  status: the driver is not loaded
+  3  status, capacity: publishing, but no host scheduler is attached
+  4  status, capacity: the device is ready, but nobody publishes (start: pvsched-guest run)
+  5  status, capacity: the device does not answer, or there is no protocol in common
+  6  status, capacity: no device
+  7  status, capacity: the driver is not loaded
 
 While an agent publishes, `rmmod virtio_pvsched` says that the module is in use: stop the agent
 first.";
@@ -41,6 +42,21 @@ pub enum Command {
     Role(Change),
     /// Show what is published and what the host makes of it
     Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Schedule this guest's tasks until stopped: those that mostly sleep where they run soonest
+    ///
+    /// Replaces the kernel's scheduler for ordinary tasks, needs a kernel with sched_ext, and goes by what
+    /// the host says of each CPU while `pvsched-guest run` publishes. Real-time tasks are not touched.
+    Place {
+        /// Print what was placed, once a second
+        #[arg(long, short)]
+        verbose: bool,
+    },
+    /// Show what the host has for each CPU: how much of a physical one it gets, and where
+    Capacity {
         /// Print one JSON object
         #[arg(long)]
         json: bool,

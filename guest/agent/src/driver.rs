@@ -75,6 +75,11 @@ impl Driver {
         Ok(info)
     }
 
+    /// All CPUs that this machine can have.
+    pub fn cpus(&self, info: &pvsched_info) -> Result<Vec<pvsched_cpu_info>> {
+        (0..info.cpu_count).map(|cpu| self.cpu(cpu)).collect()
+    }
+
     /// Declares what a CPU is for; `role` is a word of the page. False if there is no device.
     pub fn set_role(&self, cpu: u32, role: u64) -> Result<bool> {
         let role = pvsched_cpu_role { cpu, rsvd: 0, role };
