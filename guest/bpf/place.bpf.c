@@ -61,8 +61,7 @@ struct cpu_ctx {
 	u64 since;		/* pvsched_page.since as last seen */
 	u64 seen_at;		/* ns; when it had changed */
 	u32 runs_brief;		/* what runs there mostly sleeps */
-	u32 rsvd;
-};
+} __attribute__((aligned(64)));
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -71,11 +70,29 @@ struct {
 	__type(value, struct cpu_ctx);
 } cpus SEC(".maps");
 
+/* What `pvsched-guest place --verbose` shows. */
+enum count {
+	COUNT_PLACED	= 0,
+	COUNT_MOVED	= 1,
+	COUNTS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNTS);
+	__type(key, u32);
+	__type(value, u64);
+} counts SEC(".maps");
+
 static u64 vtime_now;
 
-/* For `pvsched-guest place --verbose` and tests. */
-u64 nr_placed;
-u64 nr_moved;
+static inline void count(u32 which)
+{
+	u64 *value = bpf_map_lookup_elem(&counts, &which);
+
+	if (value)
+		(*value)++;
+}
 
 static inline struct task_ctx *ctx_of(struct task_struct *p)
 {
@@ -197,9 +214,9 @@ s32 BPF_STRUCT_OPS(place_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wa
 			scx_bpf_test_and_clear_cpu_idle(cpu);
 			scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | cpu, SLICE_NS, flags);
 			t->placed = 1;
-			__sync_fetch_and_add(&nr_placed, 1);
+			count(COUNT_PLACED);
 			if (cpu != prev_cpu)
-				__sync_fetch_and_add(&nr_moved, 1);
+				count(COUNT_MOVED);
 			return cpu;
 		}
 	}

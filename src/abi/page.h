@@ -224,8 +224,8 @@ struct pvsched_page {
 				 * pages, and with no clock of the guest
 				 */
 	__u64 capacity;		/* PVSCHED_CAPACITY_* */
-	__u64 ran;		/* ns of CPU since the page was attached */
-	__u64 waited;		/* ns that it wanted a CPU meanwhile and had none */
+	__u64 ran;		/* ns of CPU that the host's scheduler counted */
+	__u64 waited;		/* ns that it wanted a CPU and had none */
 	__u64 rsvd3[3];
 };
 

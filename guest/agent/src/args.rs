@@ -51,7 +51,7 @@ pub enum Command {
     /// Replaces the kernel's scheduler for ordinary tasks, needs a kernel with sched_ext, and goes by what
     /// the host says of each CPU while `pvsched-guest run` publishes. Real-time tasks are not touched.
     Place {
-        /// Print what was placed, once a second
+        /// Print what was placed, once a second, and what libbpf has to say
         #[arg(long, short)]
         verbose: bool,
     },

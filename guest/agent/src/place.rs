@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
-use libbpf_rs::OpenObject;
+use libbpf_rs::{MapCore, MapFlags, OpenObject};
 use scx_utils::{scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report};
 use scx_utils::{UserExitInfo, NR_CPU_IDS};
 
@@ -33,6 +33,9 @@ use skel::PlaceSkelBuilder;
 const SCHED_EXT: &str = "/sys/kernel/sched_ext";
 /// As many as the program has room for.
 const CPUS_MAX: usize = 1024;
+/// Keys of the program's counts.
+const PLACED: u32 = 0;
+const MOVED: u32 = 1;
 const LOOK: Duration = Duration::from_millis(100);
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,10 @@ fn check() -> Result<()> {
 /// When something is missing, the kernel refuses the program, or ejects it.
 pub fn run(verbose: bool) -> Result<()> {
     check()?;
+    if !verbose {
+        // It also warns of what is as it should be, such as what a kernel does not have yet.
+        libbpf_rs::set_print(None);
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let on_signal = Arc::clone(&stop);
     ctrlc::set_handler(move || on_signal.store(true, Ordering::Relaxed))
@@ -79,6 +86,15 @@ pub fn run(verbose: bool) -> Result<()> {
     Ok(())
 }
 
+/// A count of all CPUs.
+fn sum(counts: &impl MapCore, which: u32) -> Result<u64> {
+    let values = counts
+        .lookup_percpu(&which.to_ne_bytes(), MapFlags::ANY)?
+        .unwrap_or_default();
+    let values = values.iter().filter_map(|value| value.first_chunk());
+    Ok(values.copied().map(u64::from_ne_bytes).sum())
+}
+
 fn schedule(stop: &AtomicBool, verbose: bool) -> Result<UserExitInfo> {
     let mut object: MaybeUninit<OpenObject> = MaybeUninit::uninit();
     let builder = PlaceSkelBuilder::default();
@@ -89,7 +105,8 @@ fn schedule(stop: &AtomicBool, verbose: bool) -> Result<UserExitInfo> {
         .context("the program has no constants")?
         .nr_cpus = u32::try_from(*NR_CPU_IDS)?;
     let mut skel = scx_ops_load!(skel, place_ops, uei).context(
-        "the kernel refused the scheduler: it needs the virtio_pvsched of this version, and root",
+        "the kernel refused the scheduler (--verbose shows its reasons): it needs root, and the \
+         virtio_pvsched of this version",
     )?;
     let link = scx_ops_attach!(skel, place_ops)?;
     println!("placing tasks");
@@ -98,9 +115,8 @@ fn schedule(stop: &AtomicBool, verbose: bool) -> Result<UserExitInfo> {
         thread::sleep(LOOK);
         if verbose && reported.elapsed() >= REPORT {
             reported = Instant::now();
-            if let Some(counts) = skel.maps.bss_data.as_ref() {
-                println!("placed {}, moved {}", counts.nr_placed, counts.nr_moved);
-            }
+            let [placed, moved] = [PLACED, MOVED].map(|which| sum(&skel.maps.counts, which));
+            println!("placed {}, moved {}", placed?, moved?);
         }
     }
     drop(link);
