@@ -292,16 +292,22 @@ void BPF_STRUCT_OPS(place_running, struct task_struct *p)
 void BPF_STRUCT_OPS(place_stopping, struct task_struct *p, bool runnable)
 {
 	struct task_ctx *t = ctx_of(p);
+	u64 burst;
 
 	if (!t)
 		return;
 	charge(p, t);
+	/*
+	 * One in which the CPU lost its physical one seems long: on the very CPU that the task
+	 * should leave. A few of them must not make it one that does not sleep.
+	 */
+	burst = t->burst < 2 * BRIEF_NS ? t->burst : 2 * BRIEF_NS;
 	if (!runnable) {
-		t->bursts = t->bursts - t->bursts / 8 + t->burst / 8;
+		t->bursts = t->bursts - t->bursts / 8 + burst / 8;
 		t->burst = 0;
-	} else if (t->burst > t->bursts) {
+	} else if (burst > t->bursts) {
 		/* It does not sleep any more: no need to wait until it does to know. */
-		t->bursts = t->burst;
+		t->bursts = burst;
 	}
 }
 
