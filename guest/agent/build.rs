@@ -97,13 +97,17 @@ fn generate_arithmetic(out: &Path) -> Result<()> {
     let ticket = std::fs::canonicalize(format!("{BPF}/ticket.h"))?;
     let timers = std::fs::canonicalize(format!("{BPF}/timers.h"))?;
     let response = std::fs::canonicalize(format!("{BPF}/response.h"))?;
+    let cost = std::fs::canonicalize(format!("{BPF}/cost.h"))?;
     bindings(&urgency.to_string_lossy())
+        .header(cost.to_string_lossy())
         .header(ticket.to_string_lossy())
         .header(timers.to_string_lossy())
         .header(response.to_string_lossy())
         .allowlist_function("pvsched_(urgency|more_urgent|urgent|hardirq_ack|response)")
+        .allowlist_function("pvsched_cost")
+        .allowlist_type("pvsched_runs")
         .allowlist_function("pvsched_timer_(started|stopped|programmed|word)")
-        .allowlist_var("PVSCHED_(POLICY|TIMER)_.*")
+        .allowlist_var("PVSCHED_(POLICY|TIMER|COST)_.*")
         .wrap_static_fns(true)
         .wrap_static_fns_path(&wrappers)
         .generate()

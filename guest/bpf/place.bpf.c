@@ -11,7 +11,7 @@
  * CPU, which gives most of it to those that the host lets run most.
  */
 #include <scx/common.bpf.h>
-#include "page.h"
+#include "cost.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -33,13 +33,8 @@ const volatile u32 nr_cpus = 1;
 #define BRIEF_NS	NSEC_PER_MSEC
 /* How many CPUs are looked at for one wake-up, beside the last one. */
 #define LOOKS		16
-/* What it is worth not to interrupt another task, or one that mostly sleeps too; in us. */
-#define COST_BUSY	200
-#define COST_BRIEF	2000
 /* What it is worth to stay where the caches are warm; in us. */
 #define WORTH_WARM	50
-/* A wait that was seen so long ago counts half as much, and again after as long; ns. */
-#define HALF_LIFE_NS	(1000 * NSEC_PER_MSEC)
 
 struct task_ctx {
 	u64 vtime;		/* ns of CPU at the weight of nice 0 */
@@ -127,52 +122,33 @@ static inline bool may_go_first(struct task_ctx *t)
 	return is_brief(t) && !time_before(READ_ONCE(vtime_now), entered_vtime(t));
 }
 
-/*
- * How soon @cpu would run a task that mostly sleeps, in us, and what that costs others.
- * ~0 where the host says nothing. Verified for itself, not in each turn of a loop.
- */
+/* pvsched_cost() of @cpu. Verified for itself, not in each turn of a loop. */
 __noinline u64 cost_of(s32 cpu, bool idle, u64 now)
 {
 	struct cpu_ctx *c = cpu_ctx_of(cpu);
-	u64 placement, wait, since, age;
+	u32 runs = PVSCHED_RUNS_NOTHING;
 	struct pvsched_page *page;
+	u64 since;
 
 	page = (struct pvsched_page *)pvsched_page(cpu, sizeof(*page));
 	if (!page || !c)
-		return ~0ULL;
-	placement = READ_ONCE(page->placement);
-	wait = READ_ONCE(page->capacity) >> PVSCHED_CAPACITY_WAIT_SHIFT;
+		return PVSCHED_COST_UNKNOWN;
 	since = READ_ONCE(page->since);
 	if (c->since != since) {
 		c->since = since;
 		c->seen_at = now;
 	}
-	age = now > c->seen_at ? (now - c->seen_at) / HALF_LIFE_NS : 0;
-	wait = age < 32 ? wait >> age : 0;
-	switch (placement & PVSCHED_PLACEMENT_STATE_MASK) {
-	case PVSCHED_HOST_RUNNING:
-		/*
-		 * It has a CPU now. But where the task sleeps next, there its timer is, which
-		 * expires unseen while that has none: most wake-ups are seen by a CPU that runs.
-		 */
-		wait /= 4;
-		break;
-	case PVSCHED_HOST_WAITING:
-	case PVSCHED_HOST_SLEEPING:
-		break;
-	default:
-		return ~0ULL;
-	}
-	if (idle)
-		return wait;
-	return wait + (READ_ONCE(c->runs_brief) ? COST_BRIEF : COST_BUSY);
+	if (!idle)
+		runs = READ_ONCE(c->runs_brief) ? PVSCHED_RUNS_BRIEF : PVSCHED_RUNS_BUSY;
+	return pvsched_cost(READ_ONCE(page->placement), READ_ONCE(page->capacity),
+			    now > c->seen_at ? now - c->seen_at : 0, runs);
 }
 
 /* The CPU where @p, which mostly sleeps, will run soonest; -1 where the host does not tell. */
 static inline s32 soonest(struct task_struct *p, s32 prev)
 {
 	const struct cpumask *idle = scx_bpf_get_idle_cpumask();
-	u64 now = bpf_ktime_get_ns(), least = ~0ULL, cost;
+	u64 now = bpf_ktime_get_ns(), least = PVSCHED_COST_UNKNOWN, cost;
 	s32 best = -1, cpu = prev;
 	u32 i;
 
@@ -181,7 +157,7 @@ static inline s32 soonest(struct task_struct *p, s32 prev)
 			break;
 		if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
 			cost = cost_of(cpu, bpf_cpumask_test_cpu(cpu, idle), now);
-			if (cost != ~0ULL && cpu != prev)
+			if (cost != PVSCHED_COST_UNKNOWN && cpu != prev)
 				cost += WORTH_WARM;
 			if (cost < least) {
 				least = cost;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Tests of what the BPF programs are made of: `guest/bpf/urgency.h`, `ticket.h`,
-//! `timers.h` and `response.h`, compiled natively.
+//! `timers.h`, `response.h` and `cost.h`, compiled natively.
 
 #[allow(
     dead_code,
@@ -369,4 +369,56 @@ fn a_response_is_counted_and_told_in_its_two_parts() {
 #[test]
 fn a_host_that_starts_over_is_followed() {
     assert_eq!(hardirq_ack(1000, 1000, 3), 3);
+}
+
+/// `pvsched_cost()` of a CPU in that state, which waited so many microseconds of late.
+fn cost(state: u32, wait: u32, age: u64, runs: u32) -> u64 {
+    let capacity = u64::from(wait) << abi::PVSCHED_CAPACITY_WAIT_SHIFT | 1024;
+    // SAFETY: the function computes with its arguments.
+    unsafe { native::pvsched_cost(u64::from(state) | 5 << 16, capacity, age, runs) }
+}
+
+#[test]
+fn a_cpu_of_which_the_host_says_nothing_has_no_cost() {
+    assert_eq!(cost(abi::PVSCHED_HOST_UNKNOWN, 0, 0, 0), u64::MAX);
+    assert_eq!(cost(200, 0, 0, 0), u64::MAX);
+}
+
+#[test]
+fn of_two_cpus_that_run_the_one_that_waits_less_as_a_rule_is_better() {
+    let [good, bad] = [0, 12_000].map(|wait| {
+        cost(
+            abi::PVSCHED_HOST_RUNNING,
+            wait,
+            0,
+            native::PVSCHED_RUNS_BUSY,
+        )
+    });
+    // By more than it is worth to stay where the caches are warm.
+    assert!(good + 1000 < bad);
+}
+
+#[test]
+fn a_cpu_that_sleeps_and_gets_to_run_at_once_is_better_than_one_that_is_busy() {
+    let sleeps = cost(
+        abi::PVSCHED_HOST_SLEEPING,
+        100,
+        0,
+        native::PVSCHED_RUNS_NOTHING,
+    );
+    let busy = cost(abi::PVSCHED_HOST_RUNNING, 0, 0, native::PVSCHED_RUNS_BUSY);
+    let brief = cost(abi::PVSCHED_HOST_RUNNING, 0, 0, native::PVSCHED_RUNS_BRIEF);
+    assert!(sleeps < busy && busy < brief);
+}
+
+proptest! {
+    #[test]
+    fn a_long_wait_costs_more_and_what_was_long_ago_less(
+        state in 1u32..=3, wait in 0u32..=u32::MAX / 2, more: u32, age: u64, older: u64, runs in 0u32..3,
+    ) {
+        let (more, older) = (more / 2, age.saturating_add(older));
+        prop_assert!(cost(state, wait, age, runs) <= cost(state, wait + more, age, runs));
+        prop_assert!(cost(state, wait, older, runs) <= cost(state, wait, age, runs));
+        prop_assert!(cost(state, wait, age, runs) >= cost(state, wait, age, native::PVSCHED_RUNS_NOTHING));
+    }
 }
