@@ -17,11 +17,13 @@ const ROUNDS: usize = 5;
 /// Long enough for 500 wake-ups, of which the 50 slowest are above the p90.
 const DURATION: Duration = Duration::from_secs(5);
 
-/// What is measured in a round: p90 of the wake-up latencies in microseconds, work of the host's
-/// tasks per second, and CPU time of the vCPUs per second.
+/// What is measured in a round: p90 and p99 of the wake-up latencies in microseconds, work of the
+/// host's tasks per second, and CPU time of the vCPUs per second.
 #[derive(Debug)]
 struct Cell {
     p90: f64,
+    /// Of some 500 wake-ups: too few to judge by.
+    p99: f64,
     host_rate: f64,
     vcpus: f64,
 }
@@ -31,6 +33,8 @@ struct Ratios {
     /// p90 under ours, of that under the kernel's scheduler, and of that on an idle host.
     of_kernels: f64,
     of_floor: f64,
+    /// p99, of that on an idle host.
+    tail_of_floor: f64,
     /// Work of the host's tasks under ours, of that under the kernel's scheduler.
     host_rate: f64,
     /// CPU time of the vCPUs, in the same way.
@@ -41,9 +45,9 @@ impl std::fmt::Display for Ratios {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "p90 is {:.2} of the kernel's and {:.2} of an idle host's, host tasks keep {:.2}, \
-             vCPUs {:.2}",
-            self.of_kernels, self.of_floor, self.host_rate, self.vcpus
+            "p90 is {:.2} of the kernel's and {:.2} of an idle host's, p99 {:.2} of an idle host's, \
+             host tasks keep {:.2}, vCPUs {:.2}",
+            self.of_kernels, self.of_floor, self.tail_of_floor, self.host_rate, self.vcpus
         )
     }
 }
@@ -98,6 +102,7 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
     let ratios = Ratios {
         of_kernels: middle(|(kernels, _, ours)| ours.p90 / kernels.p90)?,
         of_floor: middle(|(_, floor, ours)| ours.p90 / floor.p90)?,
+        tail_of_floor: middle(|(_, floor, ours)| ours.p99 / floor.p99)?,
         host_rate: middle(|(kernels, _, ours)| ours.host_rate / kernels.host_rate)?,
         vcpus: middle(|(kernels, _, ours)| ours.vcpus / kernels.vcpus)?,
     };
@@ -160,6 +165,7 @@ fn measure(guest: &Guest, hogs: &Hog, phase: Duration) -> Result<Cell> {
     );
     Ok(Cell {
         p90: measured.p90() as f64,
+        p99: measured.p99() as f64,
         host_rate: used.work.rate(),
         vcpus: used.vcpus.iter().sum::<f64>() / used.work.elapsed.as_secs_f64(),
     })
