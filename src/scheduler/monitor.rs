@@ -95,6 +95,13 @@ pub fn write_report(out: &mut dyn Write, before: &Metrics, now: &Metrics) -> Res
                     vcpu.boosts_task, vcpu.boosts_irq, vcpu.throttles,
                 )?;
             }
+            writeln!(
+                out,
+                "         ran {} ms, waited {} ms, of late {} us for a turn",
+                vcpu.ran_us / 1000,
+                vcpu.waited_us / 1000,
+                vcpu.wait_us
+            )?;
             if vcpu.group != 0 || vcpu.role != "none" {
                 let home = match vcpu.home {
                     -1 => "any CPU".to_owned(),
@@ -150,6 +157,9 @@ mod tests {
             group: 65535,
             home: 1023,
             boosts_task: 7,
+            ran_us: 4_294_967_296_000,
+            waited_us: 4_294_967_297_000,
+            wait_us: 4_294_967,
             ..Default::default()
         };
         let observed = VcpuMetrics {
@@ -194,6 +204,8 @@ mod tests {
         );
         let granted = "granted: deadline, nice -20..19, budgets task 10000000 irq 1000000 us";
         assert!(text.contains(granted), "{text}");
+        let times = "ran 4294967296 ms, waited 4294967297 ms, of late 4294967 us for a turn";
+        assert!(text.contains(times), "{text}");
         assert!(text.contains("would-be task 1234567 irq 8901"), "{text}");
         assert!(
             text.contains("role interrupt, group 65535, on CPU 1023"),

@@ -43,6 +43,10 @@ pub struct VcpuMetrics {
     pub ran_us: u64,
     #[stat(desc = "part of that in which a boost was in force, in microseconds")]
     pub boosted_us: u64,
+    #[stat(desc = "time that it wanted a CPU and had none, in microseconds")]
+    pub waited_us: u64,
+    #[stat(desc = "from wanting a CPU to having one, of late, in microseconds")]
+    pub wait_us: u64,
 }
 
 /// One VM that was handed over.
@@ -257,6 +261,8 @@ impl VcpuMetrics {
             would_irq: task.would_irq,
             ran_us: task.ran / 1000,
             boosted_us: task.ran_boosted / 1000,
+            waited_us: task.waited / 1000,
+            wait_us: task.wait / 1000,
         }
     }
 }

@@ -14,7 +14,7 @@ use pvsched_lab::kernels::Kernel;
 use pvsched_lab::latency::{Cyclictest, GuestLoad, Histogram};
 use serde_json::Value;
 
-use crate::vm::chain_with;
+use crate::vm::{chain_with, vcpus};
 
 const VCPUS: usize = 2;
 
@@ -78,6 +78,15 @@ fn a_guest_is_told_what_the_host_has_for_its_cpus() -> Result<()> {
                 .zip(&after)
                 .all(|(before, after)| before < after),
             "no wait was added: {before:?} and then {after:?}"
+        );
+
+        let stats = chain.scheduler()?.stats()?;
+        ensure!(
+            vcpus(&stats)
+                .iter()
+                .all(|vcpu| vcpu["waited_us"].as_u64() > Some(0)
+                    && vcpu["wait_us"].as_u64() >= Some(1000)),
+            "the host's statistics do not say so: {stats}"
         );
 
         drop(hogs);
