@@ -78,6 +78,9 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
                 "never ahead of a guest's timer: {stats}"
             );
             println!("{}", counts(&stats));
+            // What the guest says when its wake-ups are late is gone when the test has failed.
+            let status = guest.exec("pvsched-guest status", margins::COMMAND)?;
+            println!("{}", status.stdout);
             scheduler.check()?;
             scheduler.stop()?;
             anyhow::Ok(cell)
@@ -112,7 +115,7 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
 
 /// Of the scheduler's statistics, what tells where long wake-ups come from.
 fn counts(stats: &Value) -> String {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 13] = [
         "boosts_irq",
         "boosts_task",
         "ended_exit",
@@ -121,6 +124,11 @@ fn counts(stats: &Value) -> String {
         "moved",
         "throttled_irq",
         "throttled_task",
+        "hint_to_running",
+        "hint_to_entered",
+        "hint_to_taken",
+        "due_to_handled",
+        "due_to_task",
     ];
     let counts: Vec<_> = NAMES
         .iter()
