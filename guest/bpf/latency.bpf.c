@@ -496,11 +496,14 @@ int BPF_PROG(on_timer_started, struct hrtimer *timer)
 	struct pvsched_page *here = this_page(), *page = page_of(cpu);
 	struct pvsched_timers *timers = timers_of(cpu);
 	struct task_struct *current = bpf_get_current_task_btf();
+	bool by_task;
 
 	if (!here || !page || !timers || (&hrtick && timer->function == &hrtick))
 		return 0;
+	/* Also one that holds a lock is a task. */
+	by_task = !(READ_ONCE(here->context) & ~LOCKED_MASK);
 	pvsched_timer_started(timers, number_of(timer), timer->node.expires - timer->base->offset,
-			      task_urgency(current, current->prio), !READ_ONCE(here->context));
+			      task_urgency(current, current->prio), by_task);
 	if (READ_ONCE(page->timer))
 		say_timer(page, timers);
 	return 0;
