@@ -171,13 +171,13 @@ enum pvsched_host_state {
 #define PVSCHED_PLACEMENT_FIELD_MASK	0xffffULL
 
 /*
- * pvsched_page.capacity: what the host has for the vCPU, as of when it last got or
- * lost a CPU
+ * pvsched_page.capacity: what the host has for the vCPU, as of when it last got,
+ * wanted or gave up a CPU
  *
  *   bits  0..15  0..1024: of the host's fastest CPU, the part that it got of
  *                late of what it wanted
- *   bits 16..31  16ths of tasks that wait for its physical CPU beside it, or
- *                had it
+ *   bits 16..31  16ths of tasks that wait for its physical CPU: those that wait for
+ *                no other, and its part of those that may run on any beside it
  *   bits 32..63  microseconds from wanting a CPU to having one, of late
  */
 #define PVSCHED_CAPACITY_FULL		1024ULL
@@ -217,7 +217,7 @@ struct pvsched_page {
 				 */
 	__u64 rsvd2[4];
 
-	/* Cache line 3. Writer: the host's scheduler, when the vCPU gets or loses a CPU. */
+	/* Cache line 3. Writer: the host's scheduler, when the vCPU gets, wants or gives up a CPU. */
 	__u64 placement;	/* PVSCHED_PLACEMENT_* */
 	__u64 since;		/* ns of the host's own clock since when it is in that
 				 * state; compares with the same word of other

@@ -39,8 +39,8 @@ pub trait Machine: Send + Sync {
     /// A pidfd, opened with PIDFD_THREAD, of each vCPU's thread by local APIC id.
     fn vcpu_threads(&self) -> Result<BTreeMap<u32, OwnedFd>, String>;
 
-    /// Zeroes the words of the host in the page at that guest physical
-    /// address, for a guest whose scheduler has gone away.
+    /// Zeroes the words of the host in the page at that guest physical address, for a guest whose
+    /// scheduler has gone away.
     fn clear_host_words(&self, gpa: u64);
 
     /// Tells the driver.

@@ -4,15 +4,16 @@
 use std::time::Duration;
 
 /// A guest's real-time task: its p90 wake-up latency on a loaded host, of that under the kernel's
-/// own scheduler in the same boot. What the project promises; measured: a fifth to an eighth.
+/// own scheduler in the same boot. What the project promises; measured: 0.14 to 0.35.
 pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 
 /// The same latency, of that on an idle host in the same boot, which nobody can beat. What the
-/// project promises; measured: 1.3 on 6.18 and 1.2 on 7.3, up to 2 in single rounds.
+/// project promises; measured: 1.4 on 6.18, 1.5 to 2.0 on 7.3, and far more in the rare rounds of
+/// which the README tells.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
 /// The p90 of ordinary tasks in a guest that places them, of that without, where one of two physical
-/// CPUs has no room. What the project promises; measured: 0.06 and 0.10, where without it was slow.
+/// CPUs has no room. What the project promises; measured: 0.06 to 0.13 in rounds that were slow without.
 pub const PLACED_OF_UNPLACED: f64 = 1.0 / 3.0;
 
 /// The p90 of a task whose vCPU has to wait for the other VM's bursts of 30 ms, of one that does

@@ -66,8 +66,8 @@ impl Cyclictest {
         let phase = self.phase.map_or_else(String::new, |phase| {
             format!("--secaligned={}", phase.as_micros())
         });
-        // Without -d 0 each further task would have a longer interval.
         let cpu = self.cpu.map_or_else(String::new, |cpu| format!("-a {cpu}"));
+        // Without -d 0 each further task would have a longer interval.
         format!(
             "rm -f {RESULT}; cyclictest -q -m {policy} {phase} -i {} {cpu} -t {} -d 0 -h {KEPT_US} -D {} \
              --histfile=/dev/null --json={RESULT} >/tmp/cyclictest.log 2>&1 || \
