@@ -25,13 +25,14 @@ fn main() {
     }
 }
 
-/// Compiles the two BPF objects and generates their skeletons and the types that they share with
+/// Compiles the BPF objects and generates their skeletons and the types that they share with
 /// the scheduler process. clang is `$BPF_CLANG`, by default `clang`.
 #[cfg(feature = "scheduler")]
 fn build_bpf() {
     for (source, name, interface) in [
         ("bpf/main.bpf.c", "main", Some("bpf/intf.h")),
         ("bpf/hints.bpf.c", "hints", None),
+        ("bpf/measure.bpf.c", "measure", None),
     ] {
         let built = scx_cargo::BpfBuilder::new().and_then(|mut builder| {
             builder
@@ -50,14 +51,15 @@ fn build_bpf() {
     println!("cargo:rerun-if-changed=bpf");
 }
 
-/// Compiles the arithmetic of `bpf/policy.h` natively: bindgen writes a C file with a callable
+/// Compiles the arithmetic of `bpf/policy.h` and `bpf/histogram.h` natively: bindgen writes a C file with a callable
 /// function around each static one.
 #[cfg(feature = "scheduler")]
 fn build_policy(out: &std::path::Path) {
     let wrappers = out.join("policy.c");
-    let header = std::fs::canonicalize("bpf/policy.h").expect("bpf/policy.h is in the source tree");
+    let headers = ["bpf/policy.h", "bpf/histogram.h"]
+        .map(|header| std::fs::canonicalize(header).expect("it is in the source tree"));
     bindgen::Builder::default()
-        .header(header.to_string_lossy())
+        .headers(headers.map(|header| header.to_string_lossy().into_owned()))
         .clang_arg("-Isrc")
         .allowlist_item("pv_.*|PV_.*")
         .default_enum_style(bindgen::EnumVariation::Consts)

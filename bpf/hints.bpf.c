@@ -13,35 +13,9 @@
  */
 #include <scx/common.bpf.h>
 #include "placement.bpf.h"
+#include "kvm.bpf.h"
 
 char _license[] SEC("license") = "GPL";
-
-/* The few fields of KVM's types that are read; CO-RE finds them. */
-struct kvm_lapic___pv;
-
-struct kvm_vcpu_arch___pv {
-	struct kvm_lapic___pv *apic;
-	int mp_state;
-} __attribute__((preserve_access_index));
-
-struct preempt_notifier___pv {
-} __attribute__((preserve_access_index));
-
-struct kvm_vcpu___pv {
-	struct preempt_notifier___pv preempt_notifier;
-	struct pid *pid;
-	struct kvm_vcpu_arch___pv arch;
-} __attribute__((preserve_access_index));
-
-struct kvm_timer___pv {
-	struct hrtimer timer;
-	bool hv_timer_in_use;
-} __attribute__((preserve_access_index));
-
-struct kvm_lapic___pv {
-	struct kvm_timer___pv lapic_timer;
-	struct kvm_vcpu___pv *vcpu;
-} __attribute__((preserve_access_index));
 
 /*
  * A guest whose work makes its vCPU light tells of most timers for other work.
@@ -317,7 +291,7 @@ int BPF_PROG(on_sched_out)
 
 static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 {
-	s32 tid = BPF_CORE_READ(vcpu, pid, numbers[0].nr);
+	s32 tid = vcpu_tid(vcpu);
 	struct pvsched_page *page;
 	u64 ticket, timer = 0;
 	struct task_struct *p;
@@ -378,11 +352,7 @@ release:
 SEC("?fentry/apic_timer_fn")
 int BPF_PROG(on_timer, struct hrtimer *timer)
 {
-	struct kvm_lapic___pv *apic;
-
-	apic = (void *)timer - bpf_core_field_offset(struct kvm_timer___pv, timer) -
-	       bpf_core_field_offset(struct kvm_lapic___pv, lapic_timer);
-	hint(BPF_CORE_READ(apic, vcpu), PV_HINT_TIMER);
+	hint(vcpu_of_timer(timer), PV_HINT_TIMER);
 	return 0;
 }
 

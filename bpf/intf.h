@@ -7,6 +7,7 @@
 #define PVSCHED_INTF_H
 
 #include "abi/page.h"
+#include "histogram.h"
 
 #ifndef __VMLINUX_H__
 #include <stdbool.h>
@@ -206,5 +207,17 @@ struct pv_llc {
 	u32 cpus;		/* online CPUs in it */
 	u32 rsvd;
 } __attribute__((aligned(64)));
+
+/* What measure.bpf.c counts, one set per CPU: waits in microseconds, in buckets of histogram.h. */
+enum pv_waited_for {
+	PV_WAITED_TIMER	= 0,	/* from the expiry of the local APIC timer to guest mode */
+	PV_WAITED_IRQ	= 1,	/* from the acceptance of any other interrupt */
+	PV_WAITED_COUNT	= 2,
+};
+
+struct pv_waits {
+	u64 buckets[PV_WAITED_COUNT][PV_FINE_BUCKETS];
+	u64 longest[PV_WAITED_COUNT];	/* us */
+};
 
 #endif /* PVSCHED_INTF_H */

@@ -13,6 +13,7 @@
 
 #include "intf.h"
 #include "policy.h"
+#include "histogram.h"
 
 #ifndef __uptr
 #define __uptr __attribute__((btf_type_tag("uptr")))
@@ -172,37 +173,13 @@ __noinline int count_word(u32 word)
 
 #define COUNT(counter)	count_word(offsetof(struct pv_stats, counter) / sizeof(u64))
 
-/* Smallest i with value < 2^i, without a loop; value in microseconds. */
-static inline u32 bucket_of(u64 value)
-{
-	u32 i = 0;
-
-	if (value >= 1ULL << PV_HIST_BUCKETS)
-		return PV_HIST_BUCKETS - 1;
-	if (value >= 1 << 16) {
-		value >>= 16;
-		i += 16;
-	}
-	if (value >= 1 << 8) {
-		value >>= 8;
-		i += 8;
-	}
-	if (value >= 1 << 4) {
-		value >>= 4;
-		i += 4;
-	}
-	if (value >= 1 << 2) {
-		value >>= 2;
-		i += 2;
-	}
-	i += value >= 2 ? 2 : value;
-	return i < PV_HIST_BUCKETS ? i : PV_HIST_BUCKETS - 1;
-}
-
 __noinline int count_stage(u32 stage, u64 since, u64 now)
 {
-	u32 bucket = bucket_of(now > since ? (now - since) / 1000 : 0);
+	u64 us = now > since ? (now - since) / 1000 : 0;
+	u32 bucket = us >> PV_HIST_BUCKETS ? PV_HIST_BUCKETS - 1 : pv_bits(us);
 
+	if (bucket >= PV_HIST_BUCKETS)
+		bucket = PV_HIST_BUCKETS - 1;
 	if (stage < PV_STAGE_COUNT)
 		count_word(offsetof(struct pv_stats, stage) / sizeof(u64) +
 			   stage * PV_HIST_BUCKETS + bucket);

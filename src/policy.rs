@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! The arithmetic of the policy: the native build of `bpf/policy.h`, the text that the BPF
+//! The arithmetic of policy and statistics: the native build of `bpf/policy.h` and
+//! `bpf/histogram.h`, the text that the BPF
 //! programs are compiled from. The functions are thin, safe calls; what they mean stands there.
 
 #[allow(
@@ -16,9 +17,9 @@ mod native {
 }
 
 pub use native::{
-    PV_EARLY_MAX_NS, PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS,
-    PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX,
-    PV_WEIGHT_DFL, PV_WEIGHT_MAX,
+    PV_EARLY_MAX_NS, PV_FINE_BUCKETS, PV_FINE_VALUE_BITS, PV_GUEST_WEIGHT_DFL,
+    PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS, PV_RANK_DEADLINE, PV_RANK_IRQ,
+    PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
 
 macro_rules! pure {
@@ -79,6 +80,10 @@ pure! {
     load = pv_load(own: u32, shared: u32, cpus: u32) -> u64;
     /// The page's word for it, with the wait for a CPU in ns.
     capacity_word = pv_capacity_word(capacity: u64, load: u64, wait: u64) -> u64;
+    /// The bucket of a histogram with eight to each power of two.
+    fine_bucket = pv_fine_bucket(value: u64) -> u32;
+    /// The least number in such a bucket.
+    fine_least = pv_fine_least(bucket: u32) -> u64;
     /// Whether a budget counts as spent.
     spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
 }
@@ -113,6 +118,17 @@ mod tests {
         fn any_word_of_a_guest_has_a_rank_in_range(word: u64) {
             prop_assert!(rank(word) <= PV_RANK_MAX);
             prop_assert!(timer_rank(word) <= PV_RANK_MAX);
+        }
+
+        #[test]
+        fn a_number_is_in_a_bucket_an_eighth_wide(bits in 0u32..=64, any: u64) {
+            let value = any & 1u64.checked_shl(bits).unwrap_or(0).wrapping_sub(1);
+            let bucket = fine_bucket(value);
+            let (least, next) = (fine_least(bucket), fine_least(bucket + 1));
+            prop_assert!(bucket < PV_FINE_BUCKETS && least <= value && least < next);
+            if value < 1 << PV_FINE_VALUE_BITS {
+                prop_assert!(value < next && (next - least) * 8 <= least.max(8));
+            }
         }
 
         #[test]

@@ -15,7 +15,7 @@ use scx_pvsched::scheduler::config::ConfigFile;
 use scx_pvsched::scheduler::instance::{Asked, Instance};
 use scx_pvsched::scheduler::options::Options;
 use scx_pvsched::scheduler::preflight::Host;
-use scx_pvsched::scheduler::{monitor, stats};
+use scx_pvsched::scheduler::{measure, monitor, stats};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -93,6 +93,12 @@ fn run(options: &Options) -> Result<()> {
     if let Some(interval) = options.monitor {
         on_signals(&[SIGINT, SIGTERM, SIGHUP], &asked.stop)?;
         return monitor::run(Duration::from_secs_f64(interval), asked.stop);
+    }
+    if let Some(seconds) = options.measure {
+        on_signals(&[SIGINT, SIGTERM, SIGHUP], &asked.stop)?;
+        let report = measure::run(Duration::from_secs_f64(seconds), &asked.stop)?;
+        report.write(&mut std::io::stdout().lock())?;
+        return Ok(());
     }
     on_signals(&[SIGINT, SIGTERM], &asked.stop)?;
     on_signals(&[SIGHUP], &asked.reload)?;

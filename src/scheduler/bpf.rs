@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! Generated code: the skeletons of the two BPF objects and the types of their map values.
+//! Generated code: the skeletons of the BPF objects and the types of their map values.
 
 use std::mem::size_of;
 
@@ -25,6 +25,17 @@ pub mod main_skel {
 )]
 pub mod hints_skel {
     include!(concat!(env!("OUT_DIR"), "/hints_skel.rs"));
+}
+
+/// Skeleton of `bpf/measure.bpf.c`.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs
+)]
+pub mod measure_skel {
+    include!(concat!(env!("OUT_DIR"), "/measure_skel.rs"));
 }
 
 /// Types of `bpf/intf.h`.
@@ -91,3 +102,5 @@ unsafe impl MapValue for intf::pv_vm {}
 unsafe impl MapValue for intf::pv_home {}
 // SAFETY: as above.
 unsafe impl MapValue for intf::pv_stats {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_waits {}

@@ -72,8 +72,16 @@ pub fn kvm_is_loaded() -> bool {
     Path::new("/sys/module/kvm").exists() && Path::new("/sys/kernel/btf/kvm").exists()
 }
 
-/// The functions of the kvm module, from /proc/kallsyms.
-fn kvm_functions(kallsyms: &str) -> BTreeSet<String> {
+/// The functions of the kvm module.
+///
+/// # Errors
+/// When /proc/kallsyms cannot be read.
+pub(super) fn kvm_functions() -> Result<BTreeSet<String>> {
+    let kallsyms = fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
+    Ok(functions_in(&kallsyms))
+}
+
+fn functions_in(kallsyms: &str) -> BTreeSet<String> {
     kallsyms
         .lines()
         .filter_map(|line| {
@@ -91,9 +99,7 @@ impl<'obj> Hints<'obj> {
     /// When KVM lacks even the functions without which no hint is possible, or the kernel refuses
     /// a program.
     pub fn attach(main: &MainSkel, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
-        let kallsyms =
-            fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
-        let sources = Sources::pick(&kvm_functions(&kallsyms));
+        let sources = Sources::pick(&kvm_functions()?);
         ensure!(
             sources.timer || sources.irq || sources.kick.is_some() || sources.wake,
             "this kernel's KVM has none of the functions that carry hints"
@@ -167,7 +173,7 @@ mod tests {
     fn only_functions_of_kvm_count() {
         let text =
             "0000000000000000 t apic_timer_fn\t[kvm]\n0000 T kvm_vcpu_kick [other]\n0000 T x\n";
-        assert_eq!(kvm_functions(text), functions(&["apic_timer_fn"]));
+        assert_eq!(functions_in(text), functions(&["apic_timer_fn"]));
     }
 
     #[test]

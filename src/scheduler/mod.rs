@@ -10,6 +10,7 @@
 //! - [`hints`]: the KVM half, which comes and goes with the kvm module
 //! - [`registry`]: the VMs that were handed over
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
+//! - [`measure`]: how long interrupts wait, whoever schedules
 //! - [`stats`]: every counter with its description
 //! - [`monitor`]: the statistics as text
 
@@ -17,6 +18,7 @@ pub mod bpf;
 pub mod config;
 pub mod hints;
 pub mod instance;
+pub mod measure;
 pub mod monitor;
 pub mod options;
 pub mod placement;

@@ -75,6 +75,11 @@ pub struct Options {
     #[arg(long, value_name = "INTERVAL", value_parser = parse_interval)]
     pub monitor: Option<f64>,
 
+    /// Do not schedule: measure for SECONDS how long interrupts wait until their vCPU is in guest
+    /// mode, under whatever scheduler runs
+    #[arg(long, value_name = "SECONDS", value_parser = parse_interval)]
+    pub measure: Option<f64>,
+
     /// Describe every statistic and exit
     #[arg(long)]
     pub help_stats: bool,
