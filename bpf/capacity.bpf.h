@@ -26,8 +26,10 @@ static inline u64 load_of(s32 cpu, u32 llc)
 __noinline int show_state(struct pv_task *t __arg_nonnull, struct pvsched_page *page, u32 state,
 			  s32 cpu, u64 now)
 {
+	u64 waited = 0, ran = t->ran - t->ran_shown, total, load = 0;
+	u64 placement = state | PVSCHED_PLACEMENT_UNTOLD;
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 waited = 0, ran = t->ran - t->ran_shown, placement, total;
+	struct pv_vm *vm = vm_of(t);
 	u32 llc;
 
 	if (state == PVSCHED_HOST_WAITING) {
@@ -49,15 +51,18 @@ __noinline int show_state(struct pv_task *t __arg_nonnull, struct pvsched_page *
 	t->waited_lately = pv_fade(t->waited_lately, total);
 	if (!page || !c)
 		return 0;
-	llc = c->llc < PV_MAX_LLCS ? c->llc : 0;
-	placement = state | (u64)(u16)cpu << PVSCHED_PLACEMENT_CPU_SHIFT |
-		    (u64)llc << PVSCHED_PLACEMENT_CACHE_SHIFT;
+	if (vm && !READ_ONCE(vm->hide_placement)) {
+		llc = c->llc < PV_MAX_LLCS ? c->llc : 0;
+		placement = state | (u64)(u16)cpu << PVSCHED_PLACEMENT_CPU_SHIFT |
+			    (u64)llc << PVSCHED_PLACEMENT_CACHE_SHIFT;
+		load = load_of(cpu, llc);
+	}
 	WRITE_ONCE(page->placement, placement);
 	WRITE_ONCE(page->since, now);
 	WRITE_ONCE(page->capacity,
 		   pv_capacity_word(pv_capacity(t->ran_lately, t->waited_lately,
 						scx_bpf_cpuperf_cap(cpu)),
-				    load_of(cpu, llc), t->wait));
+				    load, t->wait));
 	WRITE_ONCE(page->ran, t->ran);
 	WRITE_ONCE(page->waited, t->waited);
 	return 0;

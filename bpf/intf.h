@@ -168,6 +168,8 @@ struct pv_vm {
 	u32 weight_min;		/* what its tasks' nice values may make of a vCPU's */
 	u32 weight_max;		/* weight, in the kernel's units: 1024 leaves it alone */
 	u32 observe;		/* nothing that its guest says, and no hint, has an effect */
+	u32 hide_placement;	/* its guest is not told where it runs, nor who waits there */
+	u32 rsvd;
 	u64 stuck_at;		/* ns; when one of its vCPUs waited for a lock, as it seems */
 };
 

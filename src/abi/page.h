@@ -164,11 +164,15 @@ enum pvsched_host_state {
  *   bits 16..31  number of the physical CPU that it runs on or ran on last
  *   bits 32..47  number of the last-level cache that this CPU shares
  *   others       zero
+ *
+ * Both numbers are all ones where the host does not tell them.
  */
 #define PVSCHED_PLACEMENT_STATE_MASK	0xffULL
 #define PVSCHED_PLACEMENT_CPU_SHIFT	16
 #define PVSCHED_PLACEMENT_CACHE_SHIFT	32
 #define PVSCHED_PLACEMENT_FIELD_MASK	0xffffULL
+#define PVSCHED_PLACEMENT_UNTOLD	(PVSCHED_PLACEMENT_FIELD_MASK << PVSCHED_PLACEMENT_CPU_SHIFT | \
+					 PVSCHED_PLACEMENT_FIELD_MASK << PVSCHED_PLACEMENT_CACHE_SHIFT)
 
 /*
  * pvsched_page.capacity: what the host has for the vCPU, as of when it last got,

@@ -27,13 +27,15 @@ pub struct Cpu {
     pub state: State,
     /// 0..=1024: of the host's fastest CPU, the part that it got of late of what it wanted.
     pub capacity: u16,
-    /// Tasks of the host and of other guests that wait for the same physical CPU.
+    /// Tasks of the host and of other guests that wait for the same physical CPU; 0 where the host
+    /// does not tell.
     pub load: f64,
     /// Microseconds from wanting a physical CPU to having one, of late.
     pub wait_us: u32,
-    /// The physical CPU that it runs on or ran on last, and the last-level cache of that.
-    pub physical_cpu: u16,
-    pub cache: u16,
+    /// The physical CPU that it runs on or ran on last, and the last-level cache of that; none where
+    /// the host does not tell.
+    pub physical_cpu: Option<u16>,
+    pub cache: Option<u16>,
     /// Nanoseconds of the host's clock since when it is in that state.
     pub since_ns: u64,
     /// Nanoseconds that it ran, and that it wanted to and did not.
@@ -57,6 +59,11 @@ fn field(word: u64, shift: u32) -> u16 {
     u16::from_le_bytes([low, high])
 }
 
+/// A number of the host's, if it tells.
+fn told(number: u16) -> Option<u16> {
+    (number != u16::MAX).then_some(number)
+}
+
 impl Cpu {
     /// None of a CPU of which the host says nothing.
     fn decode(info: &pvsched_cpu_info) -> Option<Self> {
@@ -78,8 +85,8 @@ impl Cpu {
             load: f64::from(load) / f64::from(abi::PVSCHED_CAPACITY_LOAD_ONE),
             wait_us: u32::try_from(page.capacity >> abi::PVSCHED_CAPACITY_WAIT_SHIFT)
                 .unwrap_or(u32::MAX),
-            physical_cpu: field(page.placement, abi::PVSCHED_PLACEMENT_CPU_SHIFT),
-            cache: field(page.placement, abi::PVSCHED_PLACEMENT_CACHE_SHIFT),
+            physical_cpu: told(field(page.placement, abi::PVSCHED_PLACEMENT_CPU_SHIFT)),
+            cache: told(field(page.placement, abi::PVSCHED_PLACEMENT_CACHE_SHIFT)),
             since_ns: page.since,
             ran_ns: page.ran,
             waited_ns: page.waited,
@@ -158,6 +165,7 @@ impl fmt::Display for State {
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |number: Option<u16>| number.map_or_else(|| "-".into(), |n| n.to_string());
         write!(
             f,
             "{:>4} {:<9} {:>8} {:>6.2} {:>10} {:>8} {:>6} {:>12} {:>12}",
@@ -166,8 +174,8 @@ impl fmt::Display for Cpu {
             self.capacity,
             self.load,
             self.wait_us,
-            self.physical_cpu,
-            self.cache,
+            number(self.physical_cpu),
+            number(self.cache),
             self.ran_ns / 1_000_000,
             self.waited_ns / 1_000_000
         )
@@ -205,13 +213,22 @@ mod tests {
             capacity: 512,
             load: 2.5,
             wait_us: 1500,
-            physical_cpu: 17,
-            cache: 3,
+            physical_cpu: Some(17),
+            cache: Some(3),
             since_ns: 5,
             ran_ns: 6,
             waited_ns: 7,
         };
         assert_eq!(cpu, Some(expected));
+    }
+
+    #[test]
+    fn a_number_that_is_not_told_is_none() {
+        let placement = u64::from(abi::PVSCHED_HOST_RUNNING) | abi::PVSCHED_PLACEMENT_UNTOLD;
+        let cpu = Cpu::decode(&info(placement, 512)).unwrap();
+        assert_eq!((cpu.state, cpu.capacity), (State::Running, 512));
+        assert_eq!((cpu.physical_cpu, cpu.cache), (None, None));
+        assert!(cpu.to_string().contains(" - "), "{cpu}");
     }
 
     #[test]

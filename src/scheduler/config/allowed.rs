@@ -53,6 +53,8 @@ pub struct Allowed {
     pub(super) task_budget_us: u64,
     pub(super) irq_budget_us: u64,
     pub(super) groups: Groups,
+    /// Whether the guest is told on which physical CPUs it runs, and how many tasks wait there.
+    pub(super) placement: bool,
     pub(super) protocols: Vec<ProtocolName>,
 }
 
@@ -68,6 +70,7 @@ impl Allowed {
             task_budget_us: options.task_budget_us,
             irq_budget_us: options.irq_budget_us,
             groups: options.groups,
+            placement: true,
             protocols: known_protocols().iter().map(|known| known.name).collect(),
         }
     }
@@ -106,6 +109,8 @@ impl Allowed {
             },
             weight_max: weight_of_nice(*self.nice.start()),
             observe: 0,
+            hide_placement: u32::from(!self.placement),
+            rsvd: 0,
             // For the BPF programs to fill in.
             stuck_at: 0,
         }

@@ -68,6 +68,7 @@ struct Section {
     task_budget_us: Option<Spanned<i64>>,
     irq_budget_us: Option<Spanned<i64>>,
     groups: Option<Groups>,
+    placement: Option<bool>,
     protocols: Option<Vec<Spanned<String>>>,
 }
 
@@ -191,6 +192,7 @@ impl Section {
             irq_budget_us: budget("irq_budget_us", self.irq_budget_us.as_ref(), &IRQ_BUDGET_US)?
                 .unwrap_or(base.irq_budget_us),
             groups: self.groups.unwrap_or(base.groups),
+            placement: self.placement.unwrap_or(base.placement),
             protocols: match &self.protocols {
                 Some(names) => names.iter().map(protocol).collect::<Result<_, _>>()?,
                 None => base.protocols.clone(),
@@ -326,7 +328,7 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "[default]\nclass = 'rt'\nrt_prio_max = 50\nnice = [-5, 10]\ntask_budget_us = 1\n\
-             irq_budget_us = 2\ngroups = 'shared'\nprotocols = []\n",
+             irq_budget_us = 2\ngroups = 'shared'\nplacement = false\nprotocols = []\n",
         );
         let expected = Allowed {
             class: Class::Rt,
@@ -335,6 +337,7 @@ mod tests {
             task_budget_us: 1,
             irq_budget_us: 2,
             groups: Groups::Shared,
+            placement: false,
             protocols: vec![],
         };
         assert_eq!(config.unwrap(), Config::same_for_all(expected));
@@ -386,6 +389,7 @@ mod tests {
             2,
             &["class", "fifo", "deadline"],
         );
+        refuses("[default]\nplacement = 1", 2, &["placement", "boolean"]);
         refuses("[default]\nclass = 5", 2, &["class = 5"]);
         refuses(
             "[default]\nclass = 'rt'\nrt_prio_max = 100",

@@ -14,6 +14,7 @@ use pvsched_lab::kernels::Kernel;
 use pvsched_lab::latency::{Cyclictest, GuestLoad, Histogram};
 use serde_json::Value;
 
+use crate::config::{reload, File};
 use crate::vm::{chain_with, vcpus};
 
 const VCPUS: usize = 2;
@@ -95,6 +96,31 @@ fn a_guest_is_told_what_the_host_has_for_its_cpus() -> Result<()> {
         })?;
         println!("told of it within {alone:.1?}, {contended:.1?} and {again:.1?}");
         drop(load);
+        chain.scheduler()?.check()
+    })
+}
+
+#[test]
+fn a_guest_is_not_told_what_its_vm_is_not_to_know() -> Result<()> {
+    promise(|| {
+        let file = File::new("[default]\nplacement = false\n")?;
+        let mut chain = Chain::start(ChainOptions {
+            scheduler: file.options().into(),
+            ..ChainOptions::default()
+        })?;
+        let _load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
+        let _hogs = Hog::start(4)?;
+        all_become(&chain, "it is told of its own waits only", |cpu| {
+            cpu["wait_us"].as_u64() >= Some(1000)
+                && cpu["physical_cpu"].is_null()
+                && cpu["cache"].is_null()
+                && cpu["load"] == 0.0
+        })?;
+        file.write("[default]\nplacement = true\n")?;
+        reload(chain.scheduler()?)?;
+        all_become(&chain, "it is told of its CPUs", |cpu| {
+            cpu["physical_cpu"].is_u64() && cpu["cache"] == 0 && cpu["load"].as_f64() > Some(0.0)
+        })?;
         chain.scheduler()?.check()
     })
 }

@@ -22,12 +22,12 @@ use tempfile::TempDir;
 use crate::vm::endless_fifo;
 
 /// A configuration file of this test's own.
-struct File {
+pub struct File {
     folder: TempDir,
 }
 
 impl File {
-    fn new(text: &str) -> Result<Self> {
+    pub fn new(text: &str) -> Result<Self> {
         let folder = TempDir::new()?;
         let file = Self { folder };
         file.write(text)?;
@@ -38,17 +38,17 @@ impl File {
         self.folder.path().join("vms.toml")
     }
 
-    fn write(&self, text: &str) -> Result<()> {
+    pub fn write(&self, text: &str) -> Result<()> {
         Ok(fs::write(self.path(), text)?)
     }
 
     /// The scheduler's options that name it.
-    fn options(&self) -> [String; 2] {
+    pub fn options(&self) -> [String; 2] {
         ["--config".into(), self.path().display().to_string()]
     }
 }
 
-fn reload(scheduler: &Scheduler) -> Result<()> {
+pub fn reload(scheduler: &Scheduler) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(scheduler.pid())?);
     Ok(kill(pid, Signal::SIGHUP)?)
 }
