@@ -64,7 +64,7 @@ int BPF_PROG(on_timer, struct hrtimer *timer)
 	return 0;
 }
 
-SEC("?fexit/__apic_accept_irq")
+SEC("fexit/__apic_accept_irq")
 int BPF_PROG(on_irq, struct kvm_lapic___pv *apic)
 {
 	accepted(BPF_CORE_READ(apic, vcpu), false);

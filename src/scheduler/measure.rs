@@ -8,8 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
-use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags};
+use log::info;
 
 use super::bpf::measure_skel::MeasureSkelBuilder;
 use super::bpf::{intf, MapValue};
@@ -131,10 +132,18 @@ pub fn run(duration: Duration, stop: &AtomicBool) -> Result<Report> {
         .open(&mut object)
         .context("cannot open the measuring programs")?;
     open.progs.on_timer.set_autoload(shows_timers);
-    let mut skel = open
+    let skel = open
         .load()
         .context("the kernel refused the measuring programs")?;
-    skel.attach().context("cannot attach to KVM")?;
+    // What ends a wait goes first: a wait must not last until that is attached.
+    let attached = "cannot attach to KVM";
+    let _entry = skel.progs.on_entry.attach().context(attached)?;
+    let _irq = skel.progs.on_irq.attach().context(attached)?;
+    let _timer = shows_timers
+        .then(|| skel.progs.on_timer.attach())
+        .transpose()
+        .context(attached)?;
+    info!("measuring for {duration:.1?}");
 
     let end = Instant::now() + duration;
     while !stop.load(Ordering::Relaxed) {

@@ -44,6 +44,11 @@ fn questions_are_answered_without_scheduling() -> Result<()> {
         );
         let (status, stdout, _) = run(Command::new("scx_pvsched").arg("--help-stats"))?;
         ensure!(status == Some(0) && stdout.contains("nr_vcpus"), "{stdout}");
+        let (status, stdout, _) = run(Command::new("scx_pvsched").args(["--measure", "0.5"]))?;
+        ensure!(
+            status == Some(0) && stdout.contains("\ntimer ") && stdout.contains("\ninterrupt "),
+            "{stdout}"
+        );
         let (status, _, stderr) = run(Command::new("scx_pvsched").arg("--no-such-option"))?;
         ensure!(
             status == Some(2) && stderr.contains("--no-such-option"),
@@ -57,11 +62,14 @@ fn questions_are_answered_without_scheduling() -> Result<()> {
 #[test]
 fn who_is_not_root_is_told() -> Result<()> {
     promise(|| {
-        let (status, _, stderr) = run(Command::new("scx_pvsched").uid(NOBODY))?;
-        ensure!(
-            status == Some(1) && stderr.contains("root"),
-            "{status:?}: {stderr}"
-        );
+        for arguments in [&[][..], &["--measure", "1"]] {
+            let mut command = Command::new("scx_pvsched");
+            let (status, _, stderr) = run(command.args(arguments).uid(NOBODY))?;
+            ensure!(
+                status == Some(1) && stderr.contains("root"),
+                "{arguments:?}: {status:?}: {stderr}"
+            );
+        }
         Ok(())
     })
 }
@@ -122,6 +130,11 @@ fn ejected_by_the_kernel_it_says_why_and_fails() -> Result<()> {
 fn kvm_may_be_loaded_later() -> Result<()> {
     promise(|| {
         let kvm = KvmUnloaded::new()?;
+        let (status, _, stderr) = run(Command::new("scx_pvsched").args(["--measure", "1"]))?;
+        ensure!(
+            status == Some(1) && stderr.contains("kvm module is not loaded"),
+            "{status:?}: {stderr}"
+        );
         let mut scheduler = Scheduler::start::<&str>(&[])?;
         ensure!(scheduler.stats()?["hint_sources"] == "");
         scheduler.check()?;
