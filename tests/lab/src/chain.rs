@@ -269,6 +269,8 @@ pub struct VmOptions {
     pub smp: Option<String>,
     pub kernel: Kernel,
     pub memory_mib: u32,
+    /// Whether it has a network with this machine.
+    pub network: bool,
     /// Whether the driver is loaded.
     pub driver: bool,
     /// Whether the agent publishes; needs the driver.
@@ -287,6 +289,7 @@ impl Default for VmOptions {
             smp: None,
             kernel: Kernel::Newest,
             memory_mib: 256,
+            network: false,
             driver: true,
             agent: true,
             device_arguments: Vec::new(),
@@ -318,6 +321,7 @@ impl Vm {
             .smp(smp)
             .kernel(options.kernel)
             .memory_mib(options.memory_mib)
+            .network(options.network)
             .device(device.socket())
             .qmp(device.qmp())
             .boot()

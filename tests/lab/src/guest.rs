@@ -25,6 +25,7 @@ use tempfile::TempDir;
 
 use crate::channel::{Channel, Job, Output};
 use crate::kernels::{Kernel, Kernels};
+use crate::network::{self, Network};
 use crate::paths;
 use crate::process::tail;
 use crate::qemu::{escape, Arguments, Qemu, COMMAND_LINE};
@@ -52,6 +53,7 @@ pub struct Builder {
     device: Option<PathBuf>,
     qmp: Option<PathBuf>,
     driver: bool,
+    network: bool,
     boot_limit: Duration,
     append: String,
 }
@@ -66,6 +68,7 @@ impl Default for Builder {
             device: None,
             qmp: None,
             driver: false,
+            network: false,
             boot_limit: boot_limit(),
             append: String::new(),
         }
@@ -120,6 +123,12 @@ impl Builder {
         self
     }
 
+    /// A network with this machine, up as soon as the guest is.
+    pub fn network(mut self, network: bool) -> Self {
+        self.network = network;
+        self
+    }
+
     /// How long a boot may take before it counts as hung.
     pub fn boot_limit(mut self, limit: Duration) -> Self {
         self.boot_limit = limit;
@@ -157,6 +166,12 @@ impl Builder {
                 }
             },
         };
+        if self.network {
+            guest
+                .exec("guest-net", Duration::from_secs(30))?
+                .ok()
+                .context("the guest's network")?;
+        }
         if self.driver {
             guest
                 .exec("guest-up", Duration::from_secs(30))?
@@ -176,6 +191,7 @@ impl Builder {
         let console = path.join("console.log");
         let socket = path.join("agent.sock");
         let listener = Channel::listen(&socket)?;
+        let network = self.network.then(|| Network::new(path)).transpose()?;
         let mut command = Command::new("qemu-system-x86_64");
         let initrd = Path::new(paths::RUN).join(paths::guest_initrd(&release));
         let mut arguments = self.arguments();
@@ -184,6 +200,13 @@ impl Builder {
             &initrd,
             &format!("{COMMAND_LINE} {}", self.append),
         );
+        if self.network {
+            arguments.network(
+                &Network::guests(path),
+                &Network::ours(path),
+                network::GUEST_MAC,
+            );
+        }
         command
             .args(arguments.get())
             .stdin(Stdio::null())
@@ -212,6 +235,7 @@ impl Builder {
             release,
             qemu: Mutex::new(qemu),
             channel,
+            network,
             folder,
         })))
     }
@@ -276,6 +300,7 @@ pub struct Guest {
     release: String,
     qemu: Mutex<Qemu>,
     channel: Channel,
+    network: Option<Network>,
     folder: TempDir,
 }
 
@@ -291,6 +316,13 @@ impl Guest {
     /// The release of its kernel.
     pub fn release(&self) -> &str {
         &self.release
+    }
+
+    /// The network with it, for a guest that was made with one.
+    pub fn network(&self) -> Result<&Network> {
+        self.network
+            .as_ref()
+            .with_context(|| format!("guest {} has no network", self.name))
     }
 
     /// Runs a shell command in the guest to its end.

@@ -14,6 +14,9 @@ use crate::{paths, process};
 /// Programs of the root that guests have beside busybox.
 const TOOLS: &[&str] = &["chrt", "cyclictest", "hackbench", "nice"];
 
+/// What `guest-net` loads.
+const MODULES: &[&str] = &["virtio_net"];
+
 /// Writes one initrd for each kernel into `folder`, with the project's guest programs that exist.
 pub fn write_all(
     folder: &Path,
@@ -37,6 +40,11 @@ pub fn write_all(
         0o755,
         include_bytes!("../vm/guest-up.sh").to_vec(),
     );
+    common.data(
+        "bin/guest-net",
+        0o755,
+        include_bytes!("../vm/guest-net.sh").to_vec(),
+    );
     for tool in TOOLS {
         let tool_path = root.path().join("usr/bin").join(tool);
         common.program(&format!("bin/{tool}"), &tool_path, root)?;
@@ -54,6 +62,7 @@ pub fn write_all(
     for kernel in Kernel::ALL {
         let release = kernels.release(kernel)?;
         let mut initrd = common.clone();
+        initrd.modules(kernels, &release, MODULES)?;
         if let Some(module) = checkout.module(&release) {
             initrd.file("lib/virtio_pvsched.ko", &module)?;
         }

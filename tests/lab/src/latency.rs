@@ -117,6 +117,12 @@ impl Drop for GuestLoad {
 pub struct Histogram(BTreeMap<u64, u64>);
 
 impl Histogram {
+    /// Adds a latency.
+    pub fn record(&mut self, latency: Duration) {
+        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        *self.0.entry(us).or_default() += 1;
+    }
+
     /// From what cyclictest writes as JSON. Samples it did not keep count as its maximum.
     pub fn parse(json: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(json).context("cyclictest's JSON")?;

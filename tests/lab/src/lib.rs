@@ -25,6 +25,7 @@ pub mod kernels;
 pub mod latency;
 mod mirror;
 pub mod module;
+pub mod network;
 pub mod paths;
 pub mod prepare;
 mod process;

@@ -85,6 +85,24 @@ impl Arguments {
             )
     }
 
+    /// A network device whose frames come from and go to datagram sockets: `from`, which QEMU makes,
+    /// and `to`.
+    pub fn network(&mut self, from: &Path, to: &Path, mac: [u8; 6]) -> &mut Self {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        self.option(
+            "-netdev",
+            format!(
+                "dgram,id=net,local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                escape(from),
+                escape(to)
+            ),
+        )
+        .option(
+            "-device",
+            format!("virtio-net-pci,netdev=net,mac={mac},romfile="),
+        )
+    }
+
     /// A folder of this side, for a 9p mount under the name `tag`.
     pub fn share(&mut self, tag: &str, folder: &Path, writable: bool) -> &mut Self {
         let readonly = if writable { "off" } else { "on" };
