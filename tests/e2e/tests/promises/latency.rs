@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
-use pvsched_e2e::{eventually, margins, median, promise};
+use pvsched_e2e::{margins, median, promise};
 use pvsched_lab::chain::{Scheduler, Vm, VmOptions};
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::{phase_of_round, Cyclictest, GuestLoad};
 use serde_json::Value;
 
-use crate::vm::Used;
+use crate::vm::{wait_attached, Used};
 
 const ROUNDS: usize = 5;
 
@@ -56,7 +56,8 @@ impl std::fmt::Display for Ratios {
 /// of measurements minutes apart, or on different machines, say nothing. Machines change their
 /// speed within a boot, too, so each round compares what it measured itself, with the wake-ups at the
 /// same distance from the guest's ticks, and every other one goes backwards.
-fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
+fn compare(vm: &Vm, vcpus: u32) -> Result<Ratios> {
+    let guest = &vm.guest;
     // The guest is busy itself, or its vCPU would sleep and look interactive to any scheduler.
     let load = GuestLoad::start(guest, 0..vcpus)?;
     let mut rounds = Vec::new();
@@ -67,10 +68,7 @@ fn compare(guest: &Guest, vcpus: u32) -> Result<Ratios> {
         let ours = || {
             let hogs = Hog::start(4)?;
             let mut scheduler = Scheduler::start::<&str>(&[])?;
-            eventually("the vCPUs are handed over", margins::START, || {
-                let handed_over = scheduler.stats()?["nr_vcpus"].as_u64();
-                Ok((handed_over >= Some(vcpus.into())).then_some(()))
-            })?;
+            wait_attached(&scheduler, vm, vcpus)?;
             let cell = measure(guest, &hogs, phase)?;
             let stats = scheduler.stats()?;
             ensure!(
@@ -142,7 +140,7 @@ fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     promise(|| {
         let options = VmOptions::default();
         let vm = Vm::start(&options)?;
-        let ratios = compare(&vm.guest, options.vcpus)?;
+        let ratios = compare(&vm, options.vcpus)?;
         ensure!(
             ratios.of_kernels <= margins::LATENCY_OF_KERNELS
                 && ratios.of_floor <= margins::LATENCY_OF_FLOOR

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pvsched_e2e::{eventually, host, margins};
-use pvsched_lab::chain::{ChainOptions, VmOptions};
+use pvsched_lab::chain::{ChainOptions, Scheduler, Vm, VmOptions};
 use pvsched_lab::channel::Job;
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::{Hog, Work};
@@ -38,6 +38,19 @@ pub fn periodic_fifo(guest: &Guest, cpu: u32, priority: u32, seconds: u32) -> Re
     guest.spawn(&format!(
         "exec cyclictest -q -m -p {priority} -i 5000 -a {cpu} -t 1 -D {seconds} >/dev/null 2>&1"
     ))
+}
+
+/// Waits until a scheduler that was started after a VM has that.
+pub fn wait_attached(scheduler: &Scheduler, vm: &Vm, vcpus: u32) -> Result<()> {
+    let attached = eventually("the vCPUs are handed over", margins::START, || {
+        let handed_over = scheduler.stats()?["nr_vcpus"].as_u64();
+        Ok((handed_over >= Some(vcpus.into())).then_some(()))
+    });
+    if attached.is_err() {
+        vm.guest.check()?;
+    }
+    attached.with_context(|| vm.device.failure("stood by"))?;
+    Ok(())
 }
 
 /// Every vCPU in the scheduler's statistics, by VM and APIC id.
