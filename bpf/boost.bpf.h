@@ -22,7 +22,7 @@
  * if one of so many before it did: a device's interrupts come between those
  * with which the guest's CPUs signal each other.
  */
-#define PV_PROMISE	64
+#define PV_PROMISE	16
 
 /* The page of a vCPU, or NULL when it has none or its guest publishes nothing. */
 static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task *t)
@@ -105,15 +105,24 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 }
 
 /*
- * Where nothing urgent ever comes of a vCPU's interrupts, putting it ahead for
- * each would only cut other turns short; it is put ahead while it is owed time.
- * A guest may say better what a vCPU is for.
+ * Where nothing urgent ever comes of a vCPU's interrupts, it is put ahead for
+ * them only while it is hardly ahead of its share: by the budget of interrupts,
+ * and by what a fair turn makes of it, which lasts until a tick and so up to two
+ * slices. And not at all if nobody tells when its guest has taken them, as it then
+ * keeps the CPU for longer than it takes. A guest may say better what a vCPU is for.
  */
-static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
+static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead, bool publishes)
 {
+	struct pv_vm *vm;
+
 	if (rank > PV_RANK_IRQ || has_role(t, PVSCHED_ROLE_INTERRUPT))
 		return true;
-	return !has_role(t, PVSCHED_ROLE_BATCH) && (t->promise || lead <= 0);
+	if (has_role(t, PVSCHED_ROLE_BATCH))
+		return false;
+	if (t->promise || lead <= 0)
+		return true;
+	vm = publishes ? vm_of(t) : NULL;
+	return vm && (u64)lead <= READ_ONCE(vm->irq_budget_ns) + 2 * slice_ns;
 }
 
 /* It was put ahead for a timer of its guest, and has not run since. */
@@ -221,7 +230,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	}
 	if (boost == PV_BOOST_IRQ) {
 		rank = due ? t->due_rank : t->hint_rank;
-		if (!is_worth_a_boost(t, rank, lead)) {
+		if (!is_worth_a_boost(t, rank, lead, page)) {
 			boost = PV_BOOST_NONE;
 			rank = PV_RANK_NONE;
 		}

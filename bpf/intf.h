@@ -59,6 +59,8 @@ struct pv_stats {
 	u64 looks;
 	u64 asked;
 	u64 unstuck;
+	u64 hints_ahead;
+	u64 hints_spent;
 	u64 posted;
 	u64 dropped;
 	u64 moved;

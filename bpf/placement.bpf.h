@@ -122,12 +122,20 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	c = cpu_of(scx_bpf_task_cpu(p));
 	l = c ? llc_of(llc_here(c)) : NULL;
 	lead = l ? task_lead(p, t, l) : 0;
-	if (!l || (!given && !is_worth_a_boost(t, rank, lead)) || task_is_spent(t, lead) ||
-	    irq_is_spent(t, now)) {
-		WRITE_ONCE(t->posted, 0);
-		return;
+	if (!l)
+		goto stay;
+	if (!given && !is_worth_a_boost(t, rank, lead, page_of(p, t))) {
+		COUNT(hints_ahead);
+		goto stay;
+	}
+	if (task_is_spent(t, lead) || irq_is_spent(t, now)) {
+		COUNT(hints_spent);
+		goto stay;
 	}
 	tell_cpu(p, t, rank, now);
+	return;
+stay:
+	WRITE_ONCE(t->posted, 0);
 }
 
 /*

@@ -112,6 +112,12 @@ pub struct Metrics {
         desc = "waiting vCPUs of light guest work put ahead as another of the VM waits for a lock"
     )]
     pub unstuck: u64,
+    #[stat(
+        desc = "hints for waiting vCPUs that were too far ahead of their share for mere interrupts"
+    )]
+    pub hints_ahead: u64,
+    #[stat(desc = "hints for waiting vCPUs whose budget was spent")]
+    pub hints_spent: u64,
     #[stat(desc = "hints for waiting vCPUs, posted to a CPU")]
     pub posted: u64,
     #[stat(desc = "posts lost because a CPU had too many")]
@@ -192,6 +198,8 @@ impl Metrics {
         self.looks += cpu.looks;
         self.asked += cpu.asked;
         self.unstuck += cpu.unstuck;
+        self.hints_ahead += cpu.hints_ahead;
+        self.hints_spent += cpu.hints_spent;
         self.posted += cpu.posted;
         self.dropped += cpu.dropped;
         self.moved += cpu.moved;

@@ -12,6 +12,7 @@ mod exits;
 mod fairness;
 mod handoff;
 mod host;
+mod interrupts;
 mod latency;
 mod leftovers;
 mod placement;
