@@ -20,9 +20,9 @@ const DURATION: Duration = Duration::from_secs(12);
 const TICKS: &str = "ticks only";
 /// Frames for nobody.
 const FLOODED: &str = "flooded by its network";
-/// Ordinary tasks on different CPUs that wake each other as fast as they can.
+/// An ordinary task wakes another one on the other CPU, as often as that has gone to sleep.
 const SIGNALLED: &str = "its CPUs interrupt each other";
-const WAKERS: &str = "exec hackbench --pipe --threads --groups 1 --fds 4 --loops 100000000";
+const WAKERS: &str = "taskset -c 0 sh -c 'while :; do echo; done' | taskset -c 1 cat >/dev/null";
 const SETTLE: Duration = Duration::from_secs(2);
 const SHARE: Duration = Duration::from_secs(10);
 const FLOOD: Duration = Duration::from_micros(500);
@@ -160,7 +160,8 @@ fn interrupts_that_wake_nobody_urgent_gain_a_guest_no_cpu_time() -> Result<()> {
             let flood = (name == FLOODED)
                 .then(|| guest.network()?.flood(FLOOD))
                 .transpose()?;
-            let wakers = (name == SIGNALLED)
+            // The last case, so that they may go on until the guest ends.
+            let _wakers = (name == SIGNALLED)
                 .then(|| guest.spawn(WAKERS))
                 .transpose()?;
             thread::sleep(SETTLE);
@@ -171,9 +172,6 @@ fn interrupts_that_wake_nobody_urgent_gain_a_guest_no_cpu_time() -> Result<()> {
             })?;
             let interrupts = interrupts(guest)? - before;
             drop(flood);
-            if let Some(wakers) = wakers {
-                wakers.kill()?;
-            }
             let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
             told += &format!(
                 "{name}: {interrupts} interrupts, each vCPU {vcpu:.3} of its share, the least of the \
@@ -186,7 +184,7 @@ fn interrupts_that_wake_nobody_urgent_gain_a_guest_no_cpu_time() -> Result<()> {
                 margins::SHARE_OF_INTERRUPTED.1
             );
             ensure!(
-                name == TICKS || interrupts >= 300,
+                name == TICKS || interrupts >= 100,
                 "{told}too few interrupts to show anything"
             );
         }
