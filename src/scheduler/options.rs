@@ -40,7 +40,8 @@ pub struct Options {
     pub task_budget_us: u64,
 
     /// How long a vCPU may be boosted for interrupts alone before it has to repay, in
-    /// microseconds
+    /// microseconds; such a boost begins only while it is ahead of its fair share by no more than
+    /// that and two turns, unless urgent tasks came of its interrupts of late
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(IRQ_BUDGET_US))]
     pub irq_budget_us: u64,
 

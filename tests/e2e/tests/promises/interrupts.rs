@@ -29,7 +29,8 @@ const FLOOD: Duration = Duration::from_micros(500);
 /// Not a multiple of the tick, and seldom enough for a guest that gets a third of a CPU.
 const PING: Duration = Duration::from_millis(19);
 
-/// One line of what `scx_pvsched --measure` writes: number, p50, p90, p99 and longest in us.
+/// Of one line of what `scx_pvsched --measure` writes, how many interrupts there were, and the p99 of
+/// their waits in microseconds.
 #[derive(Debug)]
 struct Waits {
     number: u64,
