@@ -500,10 +500,13 @@ int BPF_PROG(on_timer_started, struct hrtimer *timer)
 
 	if (!here || !page || !timers || (&hrtick && timer->function == &hrtick))
 		return 0;
-	/* Also one that holds a lock is a task. */
-	by_task = !(READ_ONCE(here->context) & ~LOCKED_MASK);
+	/*
+	 * Also one that sets the hardware's timer is a task. One that switches is the
+	 * scheduler, whose own timers are not the task's.
+	 */
+	by_task = !(READ_ONCE(here->context) & ~LOCKED_TIMER);
 	pvsched_timer_started(timers, number_of(timer), timer->node.expires - timer->base->offset,
-			      task_urgency(current, current->prio), by_task);
+			      task_urgency(current, current->prio), by_task, bpf_ktime_get_ns());
 	if (READ_ONCE(page->timer))
 		say_timer(page, timers);
 	return 0;

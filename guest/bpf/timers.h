@@ -19,7 +19,7 @@
 #define PVSCHED_TIMER_SLOTS	(1 << PVSCHED_TIMER_SLOT_BITS)
 /* KTIME_MAX: the kernel's word for never. */
 #define PVSCHED_TIMER_NEVER	0x7fffffffffffffffLL
-/* A timer so long overdue was lost, as when its CPU went offline. */
+/* A timer so long overdue was lost: nobody saw it expire or be cancelled. */
 #define PVSCHED_TIMER_LOST_NS	1000000000LL
 
 struct pvsched_timer {
@@ -37,6 +37,12 @@ struct pvsched_timers {
 static inline _Bool pvsched_timer_armed(const struct pvsched_timer *slot)
 {
 	return slot->timer && slot->expires != PVSCHED_TIMER_NEVER;
+}
+
+/* It is overdue at @now (ns of the guest's monotonic clock) as no timer that is still there would be. */
+static inline _Bool pvsched_timer_lost(const struct pvsched_timer *slot, __s64 now)
+{
+	return slot->expires < now && (__u64)now - (__u64)slot->expires > PVSCHED_TIMER_LOST_NS;
 }
 
 /*
@@ -80,12 +86,16 @@ static inline _Bool pvsched_timer_before(__s64 expires, __u64 urgency, __s64 oth
 
 /* Remembers a timer, if there is room or it comes before one that is there. */
 static inline void pvsched_timer_keep(struct pvsched_timers *timers, __u64 timer, __s64 expires,
-				      __u64 urgency)
+				      __u64 urgency, __s64 now)
 {
 	unsigned int first = pvsched_timer_slot(timer);
 	struct pvsched_timer *slot = &timers->slots[first & (PVSCHED_TIMER_SLOTS - 1)];
 	struct pvsched_timer *other = &timers->slots[(first ^ 1) & (PVSCHED_TIMER_SLOTS - 1)];
 
+	if (pvsched_timer_lost(slot, now))
+		slot->timer = 0;
+	if (pvsched_timer_lost(other, now))
+		other->timer = 0;
 	if (pvsched_timer_armed(slot) &&
 	    (!pvsched_timer_armed(other) ||
 	     pvsched_timer_before(slot->expires, slot->urgency, other->expires, other->urgency)))
@@ -101,10 +111,11 @@ static inline void pvsched_timer_keep(struct pvsched_timers *timers, __u64 timer
 /*
  * A timer was armed.
  * @urgency: of the task that did it
- * @by_task: it was done by a task, not by an interrupt
+ * @by_task: a task did it for itself, no interrupt and not the scheduler
+ * @now: ns of the guest's monotonic clock
  */
 static inline void pvsched_timer_started(struct pvsched_timers *timers, __u64 timer, __s64 expires,
-					 __u64 urgency, _Bool by_task)
+					 __u64 urgency, _Bool by_task, __s64 now)
 {
 	struct pvsched_timer *slot = pvsched_timer_find(timers, timer);
 
@@ -116,7 +127,7 @@ static inline void pvsched_timer_started(struct pvsched_timers *timers, __u64 ti
 		if (!pvsched_timer_counts(urgency))
 			slot->timer = 0;
 	} else if (by_task && pvsched_timer_counts(urgency)) {
-		pvsched_timer_keep(timers, timer, expires, urgency);
+		pvsched_timer_keep(timers, timer, expires, urgency, now);
 	}
 }
 
@@ -150,8 +161,7 @@ static inline __u64 pvsched_timer_word(const struct pvsched_timers *timers)
 		if (!pvsched_timer_armed(slot) ||
 		    (urgency && !pvsched_timer_before(slot->expires, slot->urgency, first, urgency)))
 			continue;
-		if (slot->expires < programmed &&
-		    (__u64)programmed - (__u64)slot->expires > PVSCHED_TIMER_LOST_NS)
+		if (pvsched_timer_lost(slot, programmed))
 			continue;
 		first = slot->expires;
 		urgency = slot->urgency;

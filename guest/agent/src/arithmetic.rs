@@ -69,8 +69,12 @@ impl Timers {
     }
 
     fn start(&mut self, timer: u64, expires: i64, urgency: u64, by_task: bool) {
+        self.start_at(0, timer, expires, urgency, by_task);
+    }
+
+    fn start_at(&mut self, now: i64, timer: u64, expires: i64, urgency: u64, by_task: bool) {
         // SAFETY: as above.
-        unsafe { native::pvsched_timer_started(&mut self.0, timer, expires, urgency, by_task) }
+        unsafe { native::pvsched_timer_started(&mut self.0, timer, expires, urgency, by_task, now) }
     }
 
     fn stop(&mut self, timer: u64) -> bool {
@@ -356,6 +360,19 @@ fn a_timer_long_overdue_was_lost() {
     assert_eq!(timers.first(), Some((short(urgency(realtime(80))), 0)));
     timers.program(1_001_000_001);
     assert_eq!(timers.first(), None);
+}
+
+/// As many as there is room for, and more, of timers nobody saw the end of.
+#[test]
+fn lost_timers_make_room() {
+    let mut timers = Timers::programmed(0);
+    let rt = urgency(realtime(99));
+    (1..1000).for_each(|number| timers.start(stack(number), 1_000, rt, true));
+    let now = 2_000_000_000;
+    timers.program(now);
+    let (at, low) = (now + 5_000_000, urgency(realtime(1)));
+    timers.start_at(now, stack(0), at, low, true);
+    assert_eq!(timers.first(), Some((short(low), 5000)));
 }
 
 #[test]
