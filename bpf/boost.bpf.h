@@ -16,6 +16,7 @@
 
 #include "observe.bpf.h"
 #include "roles.bpf.h"
+#include "clock.bpf.h"
 
 /*
  * An interrupt of which nothing is known is expected to wake somebody urgent
@@ -266,9 +267,9 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 }
 
 /* How far a vCPU is ahead of its fair share at its thread's weight, in ns of CPU. */
-static inline s64 task_lead(struct task_struct *p, struct pv_task *t, struct pv_llc *l)
+static inline s64 task_lead(struct task_struct *p, struct pv_task *t)
 {
-	return pv_lead(t->base_vtime, READ_ONCE(l->vtime),
+	return pv_lead(t->base_vtime, clock_read(t->clock),
 		       pv_weight(p->scx.weight, PV_GUEST_WEIGHT_DFL));
 }
 
@@ -298,14 +299,14 @@ static inline u32 guest_weight(struct pv_task *t, struct pvsched_page *page)
 }
 
 /* Makes @weight that of the vCPU: a waiting one's when its turn begins, a running one's when charged. */
-static inline void reweigh(struct pv_task *t, u32 weight, u64 queue_vtime)
+static inline void reweigh(struct pv_task *t, u32 weight)
 {
 	u32 before = t->guest_weight ?: PV_GUEST_WEIGHT_DFL;
 
 	t->guest_weight = weight;
 	if (weight == before)
 		return;
-	t->vtime = pv_reweigh(t->vtime, queue_vtime, before, weight);
+	t->vtime = pv_reweigh(t->vtime, clock_read(t->clock), before, weight);
 	COUNT(reweighed);
 }
 
@@ -316,7 +317,7 @@ static inline void reweigh(struct pv_task *t, u32 weight, u64 queue_vtime)
  * only then become idle.
  */
 __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page *page,
-			   u32 weight, u64 queue_vtime, u64 now)
+			   u32 weight, u64 now)
 {
 	u64 ran = t->exec - t->charged;
 	u32 before, after, heavier;
@@ -331,7 +332,7 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	after = guest_weight(t, page);
 	heavier = before > after ? before : after;
 	t->vtime += pv_charge(ran, pv_weight(weight, heavier));
-	reweigh(t, after, queue_vtime);
+	reweigh(t, after);
 	t->base_vtime += pv_charge(ran, pv_weight(weight, heavier > PV_GUEST_WEIGHT_DFL ?
 						  heavier : PV_GUEST_WEIGHT_DFL));
 	t->ran += ran;
@@ -342,13 +343,12 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 }
 
 /* task_charge() for the task that runs; returns its page. */
-static inline struct pvsched_page *charge(struct task_struct *p, struct pv_task *t,
-					  struct pv_llc *l, u64 now)
+static inline struct pvsched_page *charge(struct task_struct *p, struct pv_task *t, u64 now)
 {
 	struct pvsched_page *page = page_of(p, t);
 
 	t->exec = p->se.sum_exec_runtime;
-	task_charge(t, page, p->scx.weight, READ_ONCE(l->vtime), now);
+	task_charge(t, page, p->scx.weight, now);
 	return page;
 }
 

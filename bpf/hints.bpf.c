@@ -193,12 +193,9 @@ static inline void leave_soon(struct task_struct *p, struct pv_task *t)
 /* How long before a guest's timer for an urgent task @p, which loses @c, is put ahead. */
 static inline u64 early_by(struct task_struct *p, struct pv_task *t, struct pv_cpu *c)
 {
-	struct pv_llc *l = llc_of(llc_here(c));
 	struct pv_vm *vm = vm_of(t);
 
-	if (!l || !vm)
-		return 0;
-	return pv_early(READ_ONCE(c->enter_ns), task_lead(p, t, l), READ_ONCE(vm->task_budget_ns));
+	return vm ? pv_early(READ_ONCE(c->enter_ns), task_lead(p, t), READ_ONCE(vm->task_budget_ns)) : 0;
 }
 
 /* When the guest's next timer interrupt comes, ns of CLOCK_MONOTONIC; 0 where not known. */
@@ -439,7 +436,6 @@ int BPF_PROG(on_exit)
 	struct pvsched_page *page;
 	struct pv_task *t;
 	struct pv_cpu *c;
-	struct pv_llc *l;
 	bool waiting;
 	u32 verdict;
 	u64 now;
@@ -448,12 +444,11 @@ int BPF_PROG(on_exit)
 	if (!t || (!t->rank && !t->would_be && !has_become_light(p, t)))
 		return 0;
 	c = cpu_of(cpu);
-	l = c ? llc_of(llc_here(c)) : NULL;
-	if (!l)
+	if (!c)
 		return 0;
 	now = clock_ns();
-	page = charge(p, t, l, now);
-	verdict = boost_judge(t, page, task_lead(p, t, l), now);
+	page = charge(p, t, now);
+	verdict = boost_judge(t, page, task_lead(p, t), now);
 	if (!t->rank && !VERDICT_RANK(verdict) && !is_light(t))
 		return 0;
 	waiting = anybody_waits(cpu, llc_here(c));

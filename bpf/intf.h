@@ -100,6 +100,7 @@ struct pv_task {
 	u64 charged;
 	u64 dsq;		/* the fair queue that it waits in */
 	u32 state;		/* enum pv_state */
+	u32 clock;		/* that vtime and base_vtime go by; see clock.bpf.h */
 
 	/* The rest is for vCPUs only. */
 	u64 base_vtime;		/* vtime as if its guest never lowered its weight: for budgets */
@@ -199,6 +200,12 @@ struct pv_cpu {
 	u64 vtime_at;		/* ns */
 	u64 enter_ns;		/* from a hint to guest mode, of late */
 	u64 weight;		/* of the task that runs; see policy.h */
+	u64 clock;		/* how far fair turns have got here, in virtual time */
+	u64 alone_since;	/* ns; its turn began then, with nobody waiting; 0 not so */
+	u64 alone_clock;	/* clock, and vtime and base_vtime of the task, at that moment */
+	u64 alone_vtime;
+	u64 alone_base;
+	u32 turn_of;		/* whose turn it is where the queues do not tell */
 	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
 	u32 post_tail;		/* posts: next to write; any CPU */
 	u32 post_head;		/* next to read; this CPU only */
@@ -207,7 +214,7 @@ struct pv_cpu {
 
 /* One per last-level cache. */
 struct pv_llc {
-	u64 vtime;		/* how far the fair queue has got */
+	u64 vtime;		/* how far fair turns have got, in virtual time */
 	u32 cpus;		/* online CPUs in it */
 	u32 rsvd;
 } __attribute__((aligned(64)));

@@ -29,11 +29,6 @@ static inline bool is_per_cpu_kthread(struct task_struct *p)
 	return p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
 }
 
-static inline bool is_pinned(struct task_struct *p)
-{
-	return p->nr_cpus_allowed == 1 || is_migration_disabled(p);
-}
-
 static inline u32 llc_of_cpu(s32 cpu)
 {
 	u32 llc = 0;
@@ -106,7 +101,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = clock_ns(), dsq, slice, waiting;
+	u64 now = clock_ns(), dsq, slice, waiting, clock, credit;
 	struct pv_llc *l;
 	u32 llc;
 
@@ -144,8 +139,10 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!c || !l)
 		return;
 	dsq = home >= 0 || is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
-	waiting = waiting_per_cpu(llc, l);
-	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
+	waiting = waiting_for(cpu, llc, l);
+	clock = go_by(t, clock_for(p, home, cpu, llc));
+	credit = enq_flags & SCX_ENQ_WAKEUP ? slice_ns : PV_OWED_MAX_NS;
+	t->vtime = pv_enter_vtime(t->vtime, clock, credit, waiting);
 
 	if (t->is_vcpu) {
 		struct pvsched_page *page = page_of(p, t);
@@ -153,7 +150,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 
 		if (!t->wants_since)
 			show_state(t, page, PVSCHED_HOST_WAITING, scx_bpf_task_cpu(p), now);
-		t->base_vtime = pv_enter_base(t->base_vtime, READ_ONCE(l->vtime), slice_ns);
+		t->base_vtime = pv_enter_base(t->base_vtime, clock, credit);
 
 		/*
 		 * First the state, then the judgement. A hint does it the
@@ -163,7 +160,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		 */
 		t->dsq = dsq;
 		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
-		rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t, l), now));
+		rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t), now));
 		if (rank) {
 			enqueue_boosted(p, t, cpu, home, rank, now, enq_flags);
 			return;
@@ -211,10 +208,12 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 	}
 
 	if (scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0) {
-		struct task_struct *mine = __COMPAT_scx_bpf_dsq_peek(CPU_DSQ(cpu));
-		struct task_struct *ours = __COMPAT_scx_bpf_dsq_peek(FAIR_DSQ(llc));
+		u64 mine = first_vtime(CPU_DSQ(cpu), cpu), ours = first_vtime(FAIR_DSQ(llc), cpu);
 
-		if (mine && (!ours || pv_before(mine->scx.dsq_vtime, ours->scx.dsq_vtime)) &&
+		/* Only for others as far as was looked: perhaps nobody, so both take turns. */
+		if (!ours)
+			c->turn_of = !c->turn_of;
+		if ((ours ? pv_before(mine, ours) : c->turn_of) &&
 		    scx_bpf_dsq_move_to_local(CPU_DSQ(cpu), 0))
 			return true;
 	}
@@ -230,21 +229,21 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 	return false;
 }
 
-/* Whether the first of a fair queue is behind @vtime, or as far. */
-static inline bool has_claim(u64 dsq, u64 vtime)
+/* Whether a task in a fair queue for @cpu is behind @vtime, or as far, or may be. */
+static inline bool has_claim(u64 dsq, s32 cpu, u64 vtime)
 {
-	struct task_struct *first;
+	u64 first;
 
 	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
 		return false;
-	first = __COMPAT_scx_bpf_dsq_peek(dsq);
-	return first && !pv_before(vtime, first->scx.dsq_vtime);
+	first = first_vtime(dsq, cpu);
+	return !first || !pv_before(vtime, first);
 }
 
 /*
- * At the end of a fair turn: the task goes on if it is still further behind
- * than all who wait. It is in no queue yet, so it would lose to any of them,
- * and two tasks on a CPU would take turns whatever their weights.
+ * At the end of a turn: the task goes on if it is still further behind than all
+ * who wait. It is in no queue yet, so it would lose to any of them, and two tasks
+ * on a CPU would take turns whatever their weights.
  */
 __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 {
@@ -254,18 +253,19 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	struct pv_llc *l = llc_of(llc);
 	u64 now = clock_ns(), slice, waiting;
 
-	if (!t || !c || !l || t->extra_turn || READ_ONCE(c->give_way))
+	if (!t || !c || !l || READ_ONCE(c->give_way))
 		return false;
-	charge(prev, t, l, now);
-	/* One that goes on and on is never enqueued, but may save up no more than others. */
-	waiting = waiting_per_cpu(llc, l);
-	t->vtime = pv_enter_vtime(t->vtime, READ_ONCE(l->vtime), slice_ns, waiting);
-	if (has_claim(CPU_DSQ(cpu), t->vtime) || has_claim(FAIR_DSQ(llc), t->vtime))
+	if (!anybody_queues(cpu, llc))
 		return false;
-	if (!anybody_waits(cpu, llc))
+	charge(prev, t, now);
+	alone_end(t, c, l, now);
+	/* One that goes on and on is never enqueued, but may be owed no more than others. */
+	waiting = waiting_for(cpu, llc, l);
+	t->vtime = pv_enter_vtime(t->vtime, clock_read(t->clock), PV_OWED_MAX_NS, waiting);
+	if (has_claim(CPU_DSQ(cpu), cpu, t->vtime) || has_claim(FAIR_DSQ(llc), cpu, t->vtime))
 		return false;
-	if (pv_before(READ_ONCE(l->vtime), t->vtime))
-		WRITE_ONCE(l->vtime, t->vtime);
+	clock_advance(c, l, t->vtime);
+	t->extra_turn = 0;
 	show_vtime(c, t, prev->scx.weight, now);
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
 	c->turn_end = now + slice;
@@ -291,8 +291,9 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 
 	if (!t || !c || !l || !t->is_vcpu)
 		return false;
-	page = charge(prev, t, l, now);
-	verdict = boost_judge(t, page, task_lead(prev, t, l), now);
+	page = charge(prev, t, now);
+	alone_end(t, c, l, now);
+	verdict = boost_judge(t, page, task_lead(prev, t), now);
 	if (!VERDICT_RANK(verdict) || first_rank(llc, cpu) > VERDICT_RANK(verdict))
 		return false;
 	if (c->turn_end && now >= c->turn_end) {
@@ -300,6 +301,8 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 		c->turn_end = 0;
 		c->boosted_since = now;
 	}
+	if (!anybody_queues(cpu, llc))
+		alone_begin(t, c, l, now);
 	boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
 	scx_bpf_task_set_slice(prev, BOOST_SLICE_NS);
 	COUNT(held);
@@ -362,16 +365,12 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 	if (may_stay) {
 		struct pv_task *t = task_of(prev);
 
-		/*
-		 * Nobody else wants the CPU: a new turn begins. The queue
-		 * moves on with it, or whoever comes next would find this one
-		 * as far ahead as it has run alone.
-		 */
+		/* Nobody else wants the CPU: a new turn begins. */
 		if (t) {
-			charge(prev, t, l, now);
+			charge(prev, t, now);
+			alone_end(t, c, l, now);
 			t->extra_turn = 0;
-			if (pv_before(READ_ONCE(l->vtime), t->vtime))
-				WRITE_ONCE(l->vtime, t->vtime);
+			alone_begin(t, c, l, now);
 			show_vtime(c, t, prev->scx.weight, now);
 		}
 		c->turn_end = now + slice_ns;
@@ -391,15 +390,19 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page = NULL;
+	u64 clock, chosen;
 
 	if (!t || !c || !l)
 		return;
 
+	clock = go_by(t, clock_for(p, home_of(p, t), cpu, llc));
+	chosen = t->vtime;
 	if (t->is_vcpu) {
 		irq_settle(t, now);
 		page = page_of(p, t);
-		reweigh(t, guest_weight(t, page), READ_ONCE(l->vtime));
+		reweigh(t, guest_weight(t, page));
 	}
+	c->alone_since = 0;
 	c->rank = 0;
 	c->give_way = 0;
 	show_vtime(c, t, p->scx.weight, now);
@@ -415,9 +418,15 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		t->extra_turn = 0;
 		c->turn_end = now + p->scx.slice;
 		c->boosted_since = 0;
-		/* Only fair turns move the queue on; a boosted vCPU is ahead of it. */
-		if (pv_before(READ_ONCE(l->vtime), t->vtime))
-			WRITE_ONCE(l->vtime, t->vtime);
+		/* Only fair turns move the clocks on; a boosted vCPU is ahead of them. */
+		if (anybody_queues(cpu, llc)) {
+			t->vtime = pv_enter_base(t->vtime, clock, PV_OWED_MAX_NS);
+			/* Not by what a lesser weight, which it may just have got, makes of its lead. */
+			clock_advance(c, l, not_beyond_first(pv_before(t->vtime, chosen) ? t->vtime : chosen,
+							     cpu, llc));
+		} else {
+			alone_begin(t, c, l, now);
+		}
 	}
 
 	if (t->is_vcpu) {
@@ -432,7 +441,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 			t->started = 1;
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);
 		}
-		verdict = boost_judge(t, page, task_lead(p, t, l), now);
+		verdict = boost_judge(t, page, task_lead(p, t), now);
 		boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
 	}
 }
@@ -450,12 +459,14 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 
 	if (!t || !c || !l || !t->is_vcpu)
 		return;
-	page = charge(p, t, l, now);
+	page = charge(p, t, now);
+	waiting = anybody_waits(cpu, llc);
+	if (waiting)
+		alone_end(t, c, l, now);
 	show_vtime(c, t, p->scx.weight, now);
-	verdict = boost_judge(t, page, task_lead(p, t, l), now);
+	verdict = boost_judge(t, page, task_lead(p, t), now);
 	if (!VERDICT_RANK(verdict) && t->rank)
 		COUNT(ended_tick);
-	waiting = anybody_waits(cpu, llc);
 	boost_set(t, page, c, verdict, waiting);
 	/*
 	 * A boosted turn is over when the boost is, a fair one at its end also
@@ -506,13 +517,14 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 	if (!t || !c || !l)
 		return;
 	if (runnable) {
-		page = charge(p, t, l, now);
+		page = charge(p, t, now);
 	} else {
 		page = page_of(p, t);
 		/* What a CPU that halts will do when it is woken, its guest cannot say. */
 		t->exec = p->se.sum_exec_runtime;
-		task_charge(t, NULL, p->scx.weight, READ_ONCE(l->vtime), now);
+		task_charge(t, NULL, p->scx.weight, now);
 	}
+	alone_end(t, c, l, now);
 	if (t->is_vcpu)
 		show_state(t, page, runnable ? PVSCHED_HOST_WAITING : PVSCHED_HOST_SLEEPING, cpu, now);
 	c->rank = 0;
@@ -526,12 +538,12 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 void BPF_STRUCT_OPS(pvsched_enable, struct task_struct *p)
 {
 	struct pv_task *t = task_of(p);
-	struct pv_llc *l = llc_of(llc_of_cpu(scx_bpf_task_cpu(p)));
+	s32 cpu = scx_bpf_task_cpu(p);
 
 	if (!t)
 		return;
-	if (l)
-		t->vtime = READ_ONCE(l->vtime);
+	t->clock = clock_for(p, -1, cpu, llc_of_cpu(cpu));
+	t->vtime = clock_read(t->clock);
 	/* From here on all is charged, also what the kernel counts between two turns. */
 	t->exec = p->se.sum_exec_runtime;
 	t->charged = t->exec;

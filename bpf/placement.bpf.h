@@ -108,8 +108,6 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, bool given,
 			      u64 now)
 {
-	struct pv_cpu *c;
-	struct pv_llc *l;
 	s64 lead;
 
 	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
@@ -119,11 +117,7 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	if (__sync_lock_test_and_set(&t->posted, 1))
 		return;
 
-	c = cpu_of(scx_bpf_task_cpu(p));
-	l = c ? llc_of(llc_here(c)) : NULL;
-	lead = l ? task_lead(p, t, l) : 0;
-	if (!l)
-		goto stay;
+	lead = task_lead(p, t);
 	if (!given && !is_worth_a_boost(t, rank, lead, page_of(p, t))) {
 		COUNT(hints_ahead);
 		goto stay;

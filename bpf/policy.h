@@ -240,23 +240,26 @@ static inline unsigned long long pv_share(unsigned long long time, unsigned long
 }
 
 /*
- * Where a task enters the fair queue. One that slept may not save up more
- * than one slice of credit. One that is far ahead (low weight, or boosted for
- * long) may not be sent further away than the queue advances in
- * PV_STARVATION_NS with @waiting tasks a CPU, so that it runs again before
- * anybody, the kernel's watchdog included, takes it for stuck.
+ * Where a task enters the fair queue, to which it brings at most @credit: one
+ * that slept a slice, one that only lost the CPU PV_OWED_MAX_NS. Turns last from
+ * tick to tick and vCPUs are put ahead of it, so that it may be owed some slices,
+ * and with less credit the others would have those for good. One that is far
+ * ahead (low weight, or boosted for long) may not be sent further away than the
+ * queue advances in PV_STARVATION_NS with @waiting tasks a CPU, so that it runs
+ * again before anybody, the kernel's watchdog included, takes it for stuck.
  */
+#define PV_OWED_MAX_NS		(100 * PV_NSEC_PER_MSEC)
 #define PV_STARVATION_NS	(10000 * PV_NSEC_PER_MSEC)
 
 static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 						unsigned long long queue_vtime,
-						unsigned long long slice,
+						unsigned long long credit,
 						unsigned long long waiting)
 {
 	unsigned long long ahead = pv_share(PV_STARVATION_NS, waiting);
 
-	if (pv_before(vtime, queue_vtime - slice))
-		return queue_vtime - slice;
+	if (pv_before(vtime, queue_vtime - credit))
+		return queue_vtime - credit;
 	if (pv_before(queue_vtime + ahead, vtime))
 		return queue_vtime + ahead;
 	return vtime;
@@ -269,9 +272,36 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
  */
 static inline unsigned long long pv_enter_base(unsigned long long vtime,
 					       unsigned long long queue_vtime,
-					       unsigned long long slice)
+					       unsigned long long credit)
 {
-	return pv_before(vtime, queue_vtime - slice) ? queue_vtime - slice : vtime;
+	return pv_before(vtime, queue_vtime - credit) ? queue_vtime - credit : vtime;
+}
+
+/*
+ * The virtual time of a task that went by a clock at @from and now goes by one at
+ * @to: as far from it as before. Clocks that are no further apart than a task may be
+ * owed time count as one: between CPUs that share their work the difference is only
+ * which of them began its turn later.
+ */
+static inline unsigned long long pv_translate(unsigned long long vtime, unsigned long long from,
+					      unsigned long long to)
+{
+	unsigned long long apart = pv_before(from, to) ? to - from : from - to;
+
+	return apart > PV_OWED_MAX_NS ? vtime + (to - from) : vtime;
+}
+
+/*
+ * The virtual time @vtime of a task after a turn that cost nobody anything, from
+ * @start on: it is no further ahead than it was, and owed nothing, as @clock passed
+ * with nobody else there to want a turn.
+ */
+static inline unsigned long long pv_refund(unsigned long long vtime, unsigned long long start,
+					   unsigned long long clock)
+{
+	if (pv_before(start, vtime))
+		vtime = start;
+	return pv_before(vtime, clock) ? clock : vtime;
 }
 
 /* The slice of a fair turn: @slice shared by those who wait, @min at least. */

@@ -29,21 +29,70 @@ static inline u64 boost_dsq(s32 home, u32 llc)
 /* A boosted turn is judged again at every tick; this bounds it should ticks stop. */
 #define BOOST_SLICE_NS	(20 * PV_NSEC_PER_MSEC)
 
-/* How many tasks wait for each CPU of the cache domain, on average. */
-static inline u64 waiting_per_cpu(u32 llc, struct pv_llc *l)
+/* How many tasks wait for @cpu: those that wait for no other, and its part of its cache domain's. */
+static inline u64 waiting_for(s32 cpu, u32 llc, struct pv_llc *l)
 {
-	s32 n = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
+	s32 own = scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)), shared = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
 
-	return n > 0 ? (u32)n / (l->cpus ?: 1) : 0;
+	return (own > 0 ? (u32)own : 0) + (shared > 0 ? (u32)shared / (l->cpus ?: 1) : 0);
 }
 
-__noinline int anybody_waits(s32 cpu, u32 llc)
+/* Whether a task waits that goes by a clock. The kernel's per-CPU threads, when woken, do not. */
+__noinline int anybody_queues(s32 cpu, u32 llc)
 {
 	return scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
 	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) > 0 ||
 	       scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0 ||
-	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0 ||
-	       scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
+	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
+}
+
+static inline bool anybody_waits(s32 cpu, u32 llc)
+{
+	return anybody_queues(cpu, llc) || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
+}
+
+/* How many of a fair queue are looked at for one that may run on a CPU. */
+#define PV_LOOKS	8
+
+/*
+ * The vtime of the first in a fair queue that may run on @cpu, to a nanosecond
+ * and never 0; 0 if there is none as far as was looked.
+ */
+__noinline u64 first_vtime(u64 dsq, s32 cpu)
+{
+	struct task_struct *p;
+	u64 vtime = 0;
+	u32 looks = 0;
+
+	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
+		return 0;
+	p = __COMPAT_scx_bpf_dsq_peek(dsq);
+	if (!p)
+		return 0;
+	if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		return p->scx.dsq_vtime | 1;
+	bpf_for_each(scx_dsq, p, dsq, 0) {
+		if (bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+			vtime = p->scx.dsq_vtime | 1;
+			break;
+		}
+		if (++looks >= PV_LOOKS)
+			break;
+	}
+	return vtime;
+}
+
+/*
+ * @vtime, or that of the first who waits for @cpu if it is earlier: a turn may begin out of order, of a task
+ * whose migration is disabled or after sched_yield(), and that is not how far the others have got.
+ */
+__noinline u64 not_beyond_first(u64 vtime, s32 cpu, u32 llc)
+{
+	u64 ours = first_vtime(FAIR_DSQ(llc), cpu), mine = first_vtime(CPU_DSQ(cpu), cpu);
+
+	if (ours && pv_before(ours, vtime))
+		vtime = ours;
+	return mine && pv_before(mine, vtime) ? mine : vtime;
 }
 
 /*
@@ -68,7 +117,6 @@ static inline void post(struct pv_cpu *c, s32 tid)
  */
 __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
-	struct pv_llc *l = llc_of(llc);
 	struct bpf_iter_scx_dsq it;
 	u64 now = clock_ns();
 	struct task_struct *p;
@@ -82,7 +130,7 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 	if (!p)
 		return 0;
 	t = task_of(p);
-	if (!t || !l)
+	if (!t)
 		goto release;
 	WRITE_ONCE(t->posted, 0);
 	if (READ_ONCE(t->state) != PV_STATE_FAIR)
@@ -92,7 +140,7 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 	if (home >= 0 && home != cpu)
 		goto release;
 	page = page_of(p, t);
-	rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t, l), now));
+	rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t), now));
 	if (rank) {
 		dsq = boost_dsq(home, llc);
 		key = pv_boost_key(rank, now);
@@ -103,7 +151,7 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 			goto release;
 		/* Its vtime itself follows when its turn begins, on whichever CPU that is. */
 		dsq = t->dsq;
-		key = pv_reweigh(t->vtime, READ_ONCE(l->vtime), t->guest_weight, weight);
+		key = pv_reweigh(t->vtime, clock_read(t->clock), t->guest_weight, weight);
 	}
 
 	if (!bpf_iter_scx_dsq_new(&it, t->dsq, 0)) {

@@ -41,6 +41,7 @@ static inline u64 clock_ns(void)
 
 const volatile u32 nr_llcs = 1;
 const volatile u32 nr_cpu_ids = 1;
+const volatile u32 nr_cpus = 1;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);

@@ -18,8 +18,9 @@ mod native {
 
 pub use native::{
     PV_EARLY_MAX_NS, PV_FINE_BUCKETS, PV_FINE_VALUE_BITS, PV_GUEST_WEIGHT_DFL,
-    PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS, PV_RANK_DEADLINE, PV_RANK_IRQ,
-    PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
+    PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS, PV_OWED_MAX_NS, PV_RANK_DEADLINE,
+    PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL,
+    PV_WEIGHT_MAX,
 };
 
 macro_rules! pure {
@@ -59,9 +60,13 @@ pure! {
     /// CPU time in ns that a task got beyond its fair share.
     lead = pv_lead(vtime: u64, queue_vtime: u64, weight: u64) -> i64;
     /// Virtual time at which a task enters the fair queue.
-    enter_vtime = pv_enter_vtime(vtime: u64, queue_vtime: u64, slice: u64, waiting: u64) -> u64;
+    enter_vtime = pv_enter_vtime(vtime: u64, queue_vtime: u64, credit: u64, waiting: u64) -> u64;
     /// Virtual time for budgets, at which a task enters the fair queue.
-    enter_base = pv_enter_base(vtime: u64, queue_vtime: u64, slice: u64) -> u64;
+    enter_base = pv_enter_base(vtime: u64, queue_vtime: u64, credit: u64) -> u64;
+    /// Virtual time of a task that goes by another clock from now on.
+    translate = pv_translate(vtime: u64, from: u64, to: u64) -> u64;
+    /// Virtual time after a turn that cost nobody anything.
+    refund = pv_refund(vtime: u64, start: u64, clock: u64) -> u64;
     /// Length of a fair turn in ns.
     slice = pv_slice(slice: u64, min: u64, waiting: u64) -> u64;
     /// A debt that grew by `boosted` ns.
@@ -256,6 +261,27 @@ mod tests {
             let at = enter_base(vtime, queue, slice);
             prop_assert!(!before(at, queue.wrapping_sub(slice)));
             prop_assert!(at == vtime || before(vtime, at));
+        }
+
+        #[test]
+        fn by_another_clock_a_task_is_as_far_ahead_or_behind(
+            from: u64, gap in 0..PV_TIME_MAX, behind: bool, to: u64,
+        ) {
+            let signed = |gap: u64| if behind { gap.wrapping_neg() } else { gap };
+            let vtime = from.wrapping_add(signed(gap));
+            let apart = to.wrapping_sub(from).min(from.wrapping_sub(to));
+            let expected = if apart > u64::from(PV_OWED_MAX_NS) { to } else { from }.wrapping_add(signed(gap));
+            prop_assert_eq!(translate(vtime, from, to), expected);
+        }
+
+        #[test]
+        fn a_free_turn_neither_costs_nor_earns(
+            start: u64, cost in 0..PV_TIME_MAX, passed in 0..PV_TIME_MAX, ahead in 0..PV_TIME_MAX,
+        ) {
+            let clock = start.wrapping_sub(ahead).wrapping_add(passed);
+            let at = refund(start.wrapping_add(cost), start, clock);
+            // What it was ahead it still is, but for the time in which nobody else wanted the CPU.
+            prop_assert_eq!(at.wrapping_sub(clock), ahead.saturating_sub(passed));
         }
 
         #[test]

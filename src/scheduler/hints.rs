@@ -137,6 +137,7 @@ impl<'obj> Hints<'obj> {
         to.guard_ns = from.guard_ns;
         to.nr_llcs = from.nr_llcs;
         to.nr_cpu_ids = from.nr_cpu_ids;
+        to.nr_cpus = from.nr_cpus;
 
         open.maps.tasks.reuse_fd(main.maps.tasks.as_fd())?;
         open.maps.pages.reuse_fd(main.maps.pages.as_fd())?;

@@ -130,6 +130,7 @@ impl<'obj> Instance<'obj> {
         tunables.guard_ns = options.guard_us * 1000;
         tunables.nr_llcs = u32::try_from(layout.cpus_of_llc.len())?;
         tunables.nr_cpu_ids = layout.cpu_ids;
+        tunables.nr_cpus = u32::try_from(layout.llc_of_cpu.len())?;
         for (cpu, llc) in &layout.llc_of_cpu {
             tunables.cpu_llc[*cpu] = *llc;
         }

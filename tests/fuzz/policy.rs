@@ -6,8 +6,8 @@ use scx_pvsched::abi;
 use scx_pvsched::policy::{
     average, boost_key, charge, debt_add, debt_repay, enter_base, enter_vtime, guest_weight,
     key_rank, lead, rank, reweigh, slice, spent, timer_delay, timer_rank, weight,
-    PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_RANK_MAX, PV_RANK_NONE,
-    PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
+    PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_OWED_MAX_NS, PV_RANK_MAX,
+    PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
 
 const MS: u64 = 1_000_000;
@@ -280,8 +280,13 @@ fn share(sharers: &[Sharer], weights: &[u64], overruns: &[u16]) -> Vec<u64> {
         now += ran;
         used[next] += ran;
         let cost = charge(ran, weights[next]);
-        vtime[next] = enter_vtime(vtime[next].wrapping_add(cost), queue, 4 * MS, waiting);
-        base[next] = enter_base(base[next].wrapping_add(cost), queue, 4 * MS);
+        vtime[next] = enter_vtime(
+            vtime[next].wrapping_add(cost),
+            queue,
+            PV_OWED_MAX_NS.into(),
+            waiting,
+        );
+        base[next] = enter_base(base[next].wrapping_add(cost), queue, PV_OWED_MAX_NS.into());
     }
     used
 }

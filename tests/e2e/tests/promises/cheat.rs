@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 use pvsched_e2e::guest_pages::GuestPages;
-use pvsched_e2e::{margins, promise};
+use pvsched_e2e::{host, margins, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::GuestLoad;
 use scx_pvsched::abi;
 
+use crate::host::{busy, times};
 use crate::vm::Used;
 
 const SETTLE: Duration = Duration::from_secs(2);
@@ -81,23 +82,32 @@ fn overslept() -> Duration {
     longest
 }
 
+/// The pages of both vCPUs, which the host keeps and nobody else writes to any more.
+fn pages_of_nobody(chain: &mut Chain) -> Result<GuestPages> {
+    chain.vm.stop_agent()?;
+    let pages = GuestPages::find(chain.vm.guest.pid())?;
+    ensure!(pages.count() == 2, "{} pages of 2 vCPUs", pages.count());
+    Ok(pages)
+}
+
+/// A busy normal task on each of the guest's CPUs.
+fn tell_the_truth(pages: &GuestPages) -> Result<()> {
+    for word in [PENDING, CONTEXT, ACK, TIMER] {
+        pages.write(word, 0)?;
+    }
+    pages.write(CURRENT, NORMAL)?;
+    pages.write(STATE, abi::PVSCHED_GUEST_PUBLISHING.into())
+}
+
 #[test]
 fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
     promise(|| {
         let mut chain = Chain::start(ChainOptions::default())?;
         let _load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
-        // The pages stay with the host, and nobody else writes to them.
-        chain.vm.stop_agent()?;
-        let pages = GuestPages::find(chain.vm.guest.pid())?;
-        ensure!(pages.count() == 2, "{} pages of 2 vCPUs", pages.count());
+        let pages = pages_of_nobody(&mut chain)?;
         let hogs = Hog::start(HOGS)?;
-        let mut told = String::new();
         for (name, lie) in LIES {
-            for word in [PENDING, CONTEXT, ACK, TIMER] {
-                pages.write(word, 0)?;
-            }
-            pages.write(CURRENT, NORMAL)?;
-            pages.write(STATE, abi::PVSCHED_GUEST_PUBLISHING.into())?;
+            tell_the_truth(&pages)?;
             let stop = AtomicBool::new(false);
             let (used, overslept) = thread::scope(|scope| {
                 let liar = scope.spawn(|| {
@@ -116,18 +126,58 @@ fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
             })?;
             chain.scheduler()?.check()?;
             let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
-            told += &format!(
+            println!(
                 "{name}: each vCPU {vcpu:.3} of its share, the least of the host's tasks {least:.3}, \
-                 one overslept {overslept:.1?}\n"
+                 one overslept {overslept:.1?}"
             );
             ensure!(
                 least >= margins::BESIDE_LIAR_SHARE && overslept <= margins::OVERSLEPT_BESIDE_LIAR,
-                "{told}the host's tasks at least {:.2}, at most {:?}",
+                "{name}: the host's tasks at least {:.2}, at most {:?}",
                 margins::BESIDE_LIAR_SHARE,
                 margins::OVERSLEPT_BESIDE_LIAR
             );
         }
-        print!("{told}");
+        Ok(())
+    })
+}
+
+/// By the pace of an emptier CPU everybody on a full one is owed time, and a liar would get all of it.
+#[test]
+fn a_lie_gains_nothing_on_a_cpu_that_is_busier_than_another() -> Result<()> {
+    promise(|| {
+        let mut chain = Chain::start(ChainOptions::default())?;
+        let guest = &chain.vm.guest;
+        let _load = GuestLoad::start(guest, [0, 1])?;
+        let threads = guest.vcpu_threads()?;
+        let pid = guest.pid();
+        let pages = pages_of_nobody(&mut chain)?;
+        tell_the_truth(&pages)?;
+        for thread in &threads {
+            host::allow(*thread, &[1])?;
+        }
+        let _alone = busy("0", "0")?;
+        let crowd = [busy("1", "0")?, busy("1", "0")?];
+        pages.write(CURRENT, FIFO_99)?;
+        thread::sleep(SETTLE);
+        let used = || -> Result<Duration> {
+            let times = threads.iter().map(|thread| host::cpu_time(pid, *thread));
+            Ok(times.collect::<Result<Vec<_>>>()?.iter().sum())
+        };
+        let before = used()?;
+        let times = times(&crowd.each_ref(), DURATION)?;
+        let vcpus = (used()? - before).as_secs_f64();
+        chain.scheduler()?.check()?;
+        let fair = (vcpus + times.iter().sum::<f64>()) / 4.0;
+        let least = times.iter().copied().fold(f64::INFINITY, f64::min) / fair;
+        println!(
+            "each vCPU {:.3} of its share, the least of the host's tasks {least:.3}",
+            vcpus / 2.0 / fair
+        );
+        ensure!(
+            least >= margins::BESIDE_LIAR_SHARE,
+            "{least:.3} of their share was left to the host's tasks (at least {}): {times:.2?} s, vCPUs {vcpus:.2} s",
+            margins::BESIDE_LIAR_SHARE
+        );
         Ok(())
     })
 }

@@ -15,7 +15,7 @@ use pvsched_lab::hog::Hog;
 const CPU1: &str = "/sys/devices/system/cpu/cpu1/online";
 
 /// A busy process on one CPU.
-fn busy(cpu: &str, nice: &str) -> Result<Daemon> {
+pub fn busy(cpu: &str, nice: &str) -> Result<Daemon> {
     let words = [
         "-c",
         cpu,
@@ -30,7 +30,7 @@ fn busy(cpu: &str, nice: &str) -> Result<Daemon> {
 }
 
 /// CPU time that each of the processes gets within `span`, in seconds.
-fn times(busy: &[&Daemon], span: Duration) -> Result<Vec<f64>> {
+pub fn times(busy: &[&Daemon], span: Duration) -> Result<Vec<f64>> {
     let read = || -> Result<Vec<Duration>> {
         let time = |busy: &&Daemon| host::cpu_time(busy.pid(), busy.pid());
         busy.iter().map(time).collect()
@@ -98,6 +98,29 @@ fn nice_values_weigh_as_they_do_under_the_kernels_scheduler() -> Result<()> {
             (least..=most).contains(&ratio),
             "{ratio:.2} of {times:.2?} s, not about 3"
         );
+        scheduler.stop()
+    })
+}
+
+/// What goes on on one CPU does not set the pace of those that may not go there.
+#[test]
+fn nice_values_weigh_on_a_cpu_that_is_busier_than_another() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        for alone in ["0", "19"] {
+            let _alone = busy("0", alone)?;
+            let crowd = [busy("1", "0")?, busy("1", "0")?, busy("1", "5")?];
+            thread::sleep(Duration::from_secs(1));
+            let times = times(&crowd.each_ref(), Duration::from_secs(6))?;
+            scheduler.check()?;
+            let ratio = (times[0] + times[1]) / 2.0 / times[2];
+            println!("beside nice {alone} alone on CPU 0, nice 0 to nice 5: {ratio:.2}");
+            let (least, most) = margins::NICE_5_RATIO;
+            ensure!(
+                (least..=most).contains(&ratio),
+                "beside nice {alone} alone on CPU 0 {ratio:.2} of {times:.2?} s, not about 3"
+            );
+        }
         scheduler.stop()
     })
 }
