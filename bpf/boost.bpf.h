@@ -266,11 +266,17 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
 }
 
+/* The weight of a task with sched_ext's @weight, of which its guest makes @guest. */
+static inline u64 weight_of(struct pv_task *t, u32 weight, u32 guest)
+{
+	return pv_weight_in(pv_weight(weight, guest), t->part);
+}
+
 /* How far a vCPU is ahead of its fair share at its thread's weight, in ns of CPU. */
 static inline s64 task_lead(struct task_struct *p, struct pv_task *t)
 {
 	return pv_lead(t->base_vtime, clock_read(t->clock),
-		       pv_weight(p->scx.weight, PV_GUEST_WEIGHT_DFL));
+		       weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL));
 }
 
 /*
@@ -324,16 +330,16 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 
 	t->charged = t->exec;
 	if (!t->is_vcpu) {
-		t->vtime += pv_charge(ran, pv_weight(weight, PV_GUEST_WEIGHT_DFL));
+		t->vtime += pv_charge(ran, weight_of(t, weight, PV_GUEST_WEIGHT_DFL));
 		return 0;
 	}
 
 	before = t->guest_weight ?: PV_GUEST_WEIGHT_DFL;
 	after = guest_weight(t, page);
 	heavier = before > after ? before : after;
-	t->vtime += pv_charge(ran, pv_weight(weight, heavier));
+	t->vtime += pv_charge(ran, weight_of(t, weight, heavier));
 	reweigh(t, after);
-	t->base_vtime += pv_charge(ran, pv_weight(weight, heavier > PV_GUEST_WEIGHT_DFL ?
+	t->base_vtime += pv_charge(ran, weight_of(t, weight, heavier > PV_GUEST_WEIGHT_DFL ?
 						  heavier : PV_GUEST_WEIGHT_DFL));
 	t->ran += ran;
 	if (t->boost)
@@ -365,7 +371,7 @@ static inline void show_vtime(struct pv_cpu *c, struct pv_task *t, u32 weight, u
 {
 	c->vtime = t->vtime;
 	c->vtime_at = now;
-	c->weight = pv_weight(weight, t->guest_weight ?: PV_GUEST_WEIGHT_DFL);
+	c->weight = weight_of(t, weight, t->guest_weight ?: PV_GUEST_WEIGHT_DFL);
 }
 
 /* Tells the guest what is done with its vCPU, if it is not what it was told last. */

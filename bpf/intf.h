@@ -21,6 +21,8 @@ typedef __s32 s32;
 #define PV_MAX_LLCS	256
 #define PV_MAX_PAGES	65536
 #define PV_MAX_VMS	1024
+#define PV_MAX_GROUPS	16384	/* cgroups with a weight of their own */
+#define PV_GROUP_DEPTH	16	/* levels of them; what is deeper has no weight */
 
 /* Where a hint came from; the index of pv_stats.hints. */
 enum pv_hint_source {
@@ -76,6 +78,7 @@ struct pv_stats {
 	u64 guarded;
 	u64 reweighed;
 	u64 yields_to;
+	u64 groups_missing;
 	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
 };
 
@@ -101,6 +104,10 @@ struct pv_task {
 	u64 dsq;		/* the fair queue that it waits in */
 	u32 state;		/* enum pv_state */
 	u32 clock;		/* that vtime and base_vtime go by; see clock.bpf.h */
+	u32 group;		/* number of its cgroup; see groups.bpf.h */
+	u32 rsvd0;
+	u64 part;		/* what cgroups leave of its weight, 0 not yet known */
+	s64 wanting;		/* the weight that they count for it, 0 while it sleeps */
 
 	/* The rest is for vCPUs only. */
 	u64 base_vtime;		/* vtime as if its guest never lowered its weight: for budgets */
@@ -211,6 +218,12 @@ struct pv_cpu {
 	u32 post_head;		/* next to read; this CPU only */
 	s32 posts[PV_POSTS];	/* thread ids of vCPUs to re-order, 0 empty */
 } __attribute__((aligned(64)));
+
+/* Weights of tasks that want to run, as one CPU has seen them come and go. */
+struct pv_wanting {
+	s64 all;
+	s64 root;		/* of those in the root cgroup */
+};
 
 /* One per last-level cache. */
 struct pv_llc {

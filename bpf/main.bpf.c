@@ -17,6 +17,7 @@
 #include <scx/common.bpf.h>
 #include "placement.bpf.h"
 #include "capacity.bpf.h"
+#include "groups.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -240,6 +241,19 @@ static inline bool has_claim(u64 dsq, s32 cpu, u64 vtime)
 	return !first || !pv_before(vtime, first);
 }
 
+/* A turn of @t begins: what cgroups leave of its weight from now on. */
+static inline void take_part(struct pv_task *t)
+{
+	u64 part = group_part(t->group), clock;
+
+	if (part == t->part)
+		return;
+	clock = clock_read(t->clock);
+	t->vtime = pv_rescale(t->vtime, clock, t->part, part);
+	t->base_vtime = pv_rescale(t->base_vtime, clock, t->part, part);
+	t->part = part;
+}
+
 /*
  * At the end of a turn: the task goes on if it is still further behind than all
  * who wait. It is in no queue yet, so it would lose to any of them, and two tasks
@@ -265,6 +279,7 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	if (has_claim(CPU_DSQ(cpu), cpu, t->vtime) || has_claim(FAIR_DSQ(llc), cpu, t->vtime))
 		return false;
 	clock_advance(c, l, t->vtime);
+	take_part(t);
 	t->extra_turn = 0;
 	show_vtime(c, t, prev->scx.weight, now);
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
@@ -397,6 +412,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 	clock = go_by(t, clock_for(p, home_of(p, t), cpu, llc));
 	chosen = t->vtime;
+	take_part(t);
 	if (t->is_vcpu) {
 		irq_settle(t, now);
 		page = page_of(p, t);
@@ -551,9 +567,80 @@ void BPF_STRUCT_OPS(pvsched_enable, struct task_struct *p)
 
 s32 BPF_STRUCT_OPS(pvsched_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
-	if (!bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE))
+	struct pv_task *t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!t)
 		return -ENOMEM;
+	if (bpf_core_field_exists(args->cgroup))
+		t->group = group_number(args->cgroup);
 	return 0;
+}
+
+void BPF_STRUCT_OPS(pvsched_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
+{
+	struct pv_task *t = task_of(p);
+
+	if (t)
+		group_count(t, 0);
+}
+
+void BPF_STRUCT_OPS(pvsched_runnable, struct task_struct *p, u64 enq_flags)
+{
+	struct pv_task *t = task_of(p);
+
+	if (t)
+		group_count(t, own_weight(p));
+}
+
+void BPF_STRUCT_OPS(pvsched_quiescent, struct task_struct *p, u64 deq_flags)
+{
+	struct pv_task *t = task_of(p);
+
+	if (t)
+		group_count(t, 0);
+}
+
+void BPF_STRUCT_OPS(pvsched_set_weight, struct task_struct *p, u32 weight)
+{
+	struct pv_task *t = task_of(p);
+
+	if (t && t->wanting)
+		group_count(t, own_weight(p));
+}
+
+s32 BPF_STRUCT_OPS(pvsched_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_args *args)
+{
+	return group_new(cgrp, args->weight,
+			 bpf_core_field_exists(args->sched_idle) && args->sched_idle);
+}
+
+void BPF_STRUCT_OPS(pvsched_cgroup_exit, struct cgroup *cgrp)
+{
+	group_end(cgrp);
+}
+
+void BPF_STRUCT_OPS(pvsched_cgroup_move, struct task_struct *p, struct cgroup *from,
+		    struct cgroup *to)
+{
+	struct pv_task *t = task_of(p);
+	s64 wanting;
+
+	if (!t)
+		return;
+	wanting = t->wanting;
+	group_count(t, 0);
+	t->group = group_number(to);
+	group_count(t, wanting);
+}
+
+void BPF_STRUCT_OPS(pvsched_cgroup_set_weight, struct cgroup *cgrp, u32 weight)
+{
+	group_reweigh(group_own_number(cgrp), true, weight, false, false);
+}
+
+void BPF_STRUCT_OPS(pvsched_cgroup_set_idle, struct cgroup *cgrp, bool idle)
+{
+	group_reweigh(group_own_number(cgrp), false, 0, true, idle);
 }
 
 s32 BPF_STRUCT_OPS_SLEEPABLE(pvsched_init)
@@ -590,6 +677,15 @@ SCX_OPS_DEFINE(pvsched_ops,
 	       .stopping	= (void *)pvsched_stopping,
 	       .enable		= (void *)pvsched_enable,
 	       .init_task	= (void *)pvsched_init_task,
+	       .exit_task	= (void *)pvsched_exit_task,
+	       .runnable	= (void *)pvsched_runnable,
+	       .quiescent	= (void *)pvsched_quiescent,
+	       .set_weight	= (void *)pvsched_set_weight,
+	       .cgroup_init	= (void *)pvsched_cgroup_init,
+	       .cgroup_exit	= (void *)pvsched_cgroup_exit,
+	       .cgroup_move	= (void *)pvsched_cgroup_move,
+	       .cgroup_set_weight = (void *)pvsched_cgroup_set_weight,
+	       .cgroup_set_idle	= (void *)pvsched_cgroup_set_idle,
 	       .init		= (void *)pvsched_init,
 	       .exit		= (void *)pvsched_exit,
 	       .name		= "pvsched");

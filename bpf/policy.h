@@ -189,6 +189,62 @@ static inline unsigned long long pv_weight(unsigned int weight, unsigned int gue
 }
 
 /*
+ * What cgroups leave of a task's weight is told in 2^20ths. It may be more than one, where
+ * a cgroup has more weight than its tasks.
+ */
+#define PV_PART_ONE		(1ULL << 20)
+#define PV_PART_MAX		(1ULL << 32)
+#define PV_SHIFT_MAX		10
+
+/* @shift doubles all weights so many times, or halves them. */
+static inline unsigned long long pv_part_shifted(int shift)
+{
+	if (shift > PV_SHIFT_MAX)
+		shift = PV_SHIFT_MAX;
+	if (shift < -PV_SHIFT_MAX)
+		shift = -PV_SHIFT_MAX;
+	return shift < 0 ? PV_PART_ONE >> -shift : PV_PART_ONE << shift;
+}
+
+/* What is left of @part in a cgroup of @weight in which weights of @sum want to run. */
+static inline unsigned long long pv_part_of(unsigned long long part, long long weight, long long sum)
+{
+	/* The sum of a cgroup that has just become idle, seen from elsewhere. */
+	if (sum <= 0 || weight <= 0)
+		return part;
+	part = part * (unsigned long long)weight / (unsigned long long)sum;
+	return part > PV_PART_MAX ? PV_PART_MAX : part ? part : 1;
+}
+
+/* @weight, as far as cgroups leave it. */
+static inline unsigned long long pv_weight_in(unsigned long long weight, unsigned long long part)
+{
+	if (part > PV_PART_MAX)
+		part = PV_PART_MAX;
+	weight = weight * (part ? part : PV_PART_ONE) / PV_PART_ONE;
+	return weight ? weight : 1;
+}
+
+/*
+ * The virtual time of a task of whose weight cgroups leave @to instead of @from: it
+ * stays as far ahead of its share or behind it as it was, in time of CPU.
+ */
+static inline unsigned long long pv_rescale(unsigned long long vtime, unsigned long long queue_vtime,
+					    unsigned long long from, unsigned long long to)
+{
+	bool behind = pv_before(vtime, queue_vtime);
+	unsigned long long gap = behind ? queue_vtime - vtime : vtime - queue_vtime;
+
+	from = from > PV_PART_MAX ? PV_PART_MAX : from ? from : PV_PART_ONE;
+	to = to > PV_PART_MAX ? PV_PART_MAX : to ? to : PV_PART_ONE;
+	if (gap / to >= PV_TIME_MAX / from)
+		gap = PV_TIME_MAX;
+	else
+		gap = gap / to * from + gap % to * from / to;
+	return behind ? queue_vtime - gap : queue_vtime + gap;
+}
+
+/*
  * The virtual time of a vCPU of whose weight its guest makes @to instead of
  * @from: it stays as far ahead of its share or behind it as it was, in time of
  * CPU. What it used as SCHED_IDLE would else keep it waiting for hundreds of

@@ -18,9 +18,9 @@ mod native {
 
 pub use native::{
     PV_EARLY_MAX_NS, PV_FINE_BUCKETS, PV_FINE_VALUE_BITS, PV_GUEST_WEIGHT_DFL,
-    PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS, PV_OWED_MAX_NS, PV_RANK_DEADLINE,
-    PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL,
-    PV_WEIGHT_MAX,
+    PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_LATELY_NS, PV_OWED_MAX_NS, PV_PART_MAX,
+    PV_PART_ONE, PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_MAX, PV_RANK_NONE, PV_SHIFT_MAX,
+    PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
 
 macro_rules! pure {
@@ -59,6 +59,14 @@ pure! {
     charge = pv_charge(ran: u64, weight: u64) -> u64;
     /// CPU time in ns that a task got beyond its fair share.
     lead = pv_lead(vtime: u64, queue_vtime: u64, weight: u64) -> i64;
+    /// All weights doubled so many times, or halved, as a part; in units of [`PV_PART_ONE`].
+    part_shifted = pv_part_shifted(shift: i32) -> u64;
+    /// What is left of a part in a cgroup of that weight, in which weights of `sum` want to run.
+    part_of = pv_part_of(part: u64, weight: i64, sum: i64) -> u64;
+    /// A weight, as far as cgroups leave it.
+    weight_in = pv_weight_in(weight: u64, part: u64) -> u64;
+    /// Virtual time of a task of whose weight cgroups leave another part.
+    rescale = pv_rescale(vtime: u64, queue_vtime: u64, from: u64, to: u64) -> u64;
     /// Virtual time at which a task enters the fair queue.
     enter_vtime = pv_enter_vtime(vtime: u64, queue_vtime: u64, credit: u64, waiting: u64) -> u64;
     /// Virtual time for budgets, at which a task enters the fair queue.
@@ -261,6 +269,48 @@ mod tests {
             let at = enter_base(vtime, queue, slice);
             prop_assert!(!before(at, queue.wrapping_sub(slice)));
             prop_assert!(at == vtime || before(vtime, at));
+        }
+
+        /// Two cgroups of which one has several tasks and the other one share by their own weights.
+        #[test]
+        fn tasks_share_what_is_their_cgroups(
+            weights in prop::array::uniform2(1i64..=10_000), tasks in 1i64..50, shift in -3i32..=3,
+        ) {
+            let one = i64::try_from(PV_WEIGHT_DFL).unwrap();
+            let unit = part_shifted(shift);
+            let [many, single] = [tasks, 1].map(|n| (n, one * n));
+            let get = |(n, sum): (i64, i64), cpu_weight: i64| {
+                let part = part_of(unit, cpu_weight * 1024, sum);
+                weight_in(PV_WEIGHT_DFL.into(), part) * u64::try_from(n).unwrap()
+            };
+            let (all, other) = (get(many, weights[0]), get(single, weights[1]));
+            let (exact, is) = (weights[0] as f64 / weights[1] as f64, all as f64 / other as f64);
+            // A part has 20 bits, and 1 of 10000 and 50 tasks at an eighth of that leaves few.
+            prop_assert!((is / exact - 1.0).abs() < 0.05, "{is} instead of {exact}");
+        }
+
+        #[test]
+        fn no_sums_make_a_part_or_weight_of_nothing(
+            part in 0..=PV_PART_MAX, weight: i64, sum: i64, own in 0..=PV_WEIGHT_MAX, shift: i32,
+        ) {
+            let weight = weight.rem_euclid(10_000 * 1024);
+            let left = part_of(part.max(1), weight, sum);
+            prop_assert!((1..=PV_PART_MAX).contains(&left));
+            prop_assert!(weight_in(own.into(), left) >= 1);
+            prop_assert!((1..=PV_PART_MAX).contains(&part_shifted(shift)));
+        }
+
+        #[test]
+        fn with_another_part_a_task_is_as_far_ahead_in_time(
+            queue: u64, ahead in -1_000_000_000i64..1_000_000_000, from in 1u64..=PV_PART_MAX,
+            to in 1u64..=PV_PART_MAX,
+        ) {
+            let at = rescale(queue.wrapping_add_signed(ahead), queue, from, to);
+            let gap = i128::from(at.wrapping_sub(queue).cast_signed());
+            let exact = i128::from(ahead) * i128::from(from) / i128::from(to);
+            let most = i128::from(PV_TIME_MAX);
+            prop_assert!((gap - exact.clamp(-most, most)).abs() <= most / i128::from(from) + 2,
+                "{gap}, not {exact}");
         }
 
         #[test]

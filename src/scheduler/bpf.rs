@@ -104,3 +104,5 @@ unsafe impl MapValue for intf::pv_home {}
 unsafe impl MapValue for intf::pv_stats {}
 // SAFETY: as above.
 unsafe impl MapValue for intf::pv_waits {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_wanting {}

@@ -19,6 +19,7 @@ use scx_utils::{
 use super::bpf::main_skel::{MainSkel, MainSkelBuilder};
 use super::bpf::{intf, MapValue};
 use super::config::{Config, ConfigFile};
+use super::groups;
 use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
@@ -119,6 +120,15 @@ impl<'obj> Instance<'obj> {
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
         // A vCPU that has to leave a CPU does so although nobody else wants that CPU.
         skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
+        if !groups::are_known()? {
+            warn!("the kernel was built without CONFIG_EXT_GROUP_SCHED: cpu.weight has no effect");
+            let ops = skel.struct_ops.pvsched_ops_mut();
+            ops.cgroup_init = std::ptr::null_mut();
+            ops.cgroup_exit = std::ptr::null_mut();
+            ops.cgroup_move = std::ptr::null_mut();
+            ops.cgroup_set_weight = std::ptr::null_mut();
+            ops.cgroup_set_idle = std::ptr::null_mut();
+        }
         let tunables = skel
             .maps
             .rodata_data
@@ -155,6 +165,8 @@ impl<'obj> Instance<'obj> {
                 .llcs
                 .update(&llc.to_ne_bytes(), &value.to_bytes(), MapFlags::ANY)?;
         }
+
+        groups::make_numbers(&skel)?;
 
         let maps = Maps {
             tasks: MapHandle::try_from(&skel.maps.tasks)?,
@@ -215,6 +227,7 @@ impl<'obj> Instance<'obj> {
                 .look(&self.vms)
                 .context("cannot place exclusion groups")?;
 
+            groups::scale(&mut self.skel)?;
             if asked.reload.swap(false, Ordering::Relaxed) {
                 self.reload(config)?;
             }

@@ -8,6 +8,7 @@
 //! - [`bpf`]: the generated skeletons and the map values
 //! - [`instance`]: one loaded scheduler, from load to exit
 //! - [`hints`]: the KVM half, which comes and goes with the kvm module
+//! - [`groups`]: what weights of cgroups need of this process
 //! - [`registry`]: the VMs that were handed over
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
 //! - [`measure`]: how long interrupts wait, whoever schedules
@@ -16,6 +17,7 @@
 
 pub mod bpf;
 pub mod config;
+pub mod groups;
 pub mod hints;
 pub mod instance;
 pub mod measure;

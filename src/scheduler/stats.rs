@@ -146,6 +146,8 @@ pub struct Metrics {
     pub guarded: u64,
     #[stat(desc = "vCPUs put ahead because another one spins for them (KVM's directed yield)")]
     pub yields_to: u64,
+    #[stat(desc = "cgroups that have no weight of their own, as there are too many")]
+    pub groups_missing: u64,
     #[stat(desc = "times that a guest's work changed a vCPU's weight")]
     pub reweighed: u64,
     #[stat(
@@ -215,6 +217,7 @@ impl Metrics {
         self.guarded += cpu.guarded;
         self.reweighed += cpu.reweighed;
         self.yields_to += cpu.yields_to;
+        self.groups_missing += cpu.groups_missing;
         let [running, entered, taken, handled, task] = &cpu.stage;
         for (sum, part) in [
             (&mut self.hint_to_running, running),

@@ -50,6 +50,9 @@ pub const OVERSLEPT_BESIDE_LIAR: Duration = Duration::from_millis(150);
 /// The times that two tasks of nice 0 and 5 get differ by 1024/335 = 3.06.
 pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 
+/// What cgroups get of what their weights make their shares; slices end at ticks.
+pub const SHARE_BY_WEIGHT: (f64, f64) = (0.95, 1.05);
+
 /// What a guest that has SCHED_IDLE work only may take from busy host tasks. Its weight is 3 to
 /// their 1024; the rest is for its interrupts, and for turns that end at ticks.
 pub const IDLE_GUEST_SHARE: f64 = 0.05;

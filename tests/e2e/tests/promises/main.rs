@@ -2,6 +2,7 @@
 //! there is one scheduler for all; see the library for what they have in common.
 
 mod capacity;
+mod cgroups;
 mod chain;
 mod cheat;
 mod command_line;
