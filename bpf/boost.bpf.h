@@ -304,7 +304,7 @@ static inline u32 guest_weight(struct pv_task *t, struct pvsched_page *page)
 	return pv_clamp(weight, READ_ONCE(vm->weight_min), READ_ONCE(vm->weight_max));
 }
 
-/* Makes @weight that of the vCPU: a waiting one's when its turn begins, a running one's when charged. */
+/* Makes @weight that of the vCPU: when its turn begins, and while it runs when it is charged. */
 static inline void reweigh(struct pv_task *t, u32 weight)
 {
 	u32 before = t->guest_weight ?: PV_GUEST_WEIGHT_DFL;
@@ -329,6 +329,7 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	u32 before, after, heavier;
 
 	t->charged = t->exec;
+	t->unspent += ran;
 	if (!t->is_vcpu) {
 		t->vtime += pv_charge(ran, weight_of(t, weight, PV_GUEST_WEIGHT_DFL));
 		return 0;

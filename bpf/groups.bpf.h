@@ -25,6 +25,18 @@ struct pv_group {
 	s64 weight;	/* what comes of both; see pv_weight() */
 	s64 wanting;	/* weights of the tasks and cgroups in it that want to run, in all */
 	s64 counted;	/* what of its own weight its parent counts */
+
+	/* cpu.max; see bandwidth.bpf.h. */
+	u64 quota;	/* ns of CPU in each period, 0 no limit */
+	u64 period;	/* ns */
+	u64 burst;	/* ns of earlier periods that may be used in one */
+	s64 left;	/* ns of CPU of this period; what was used beyond is owed to the next */
+	u64 renewed;	/* ns; when this period began */
+	u64 held;	/* ns; when a task was held back last */
+	u64 released;	/* ns; when such were let go last */
+	u32 armed;	/* the timer is set */
+	u32 ready;	/* the timer has its function */
+	struct bpf_timer timer;
 };
 
 /* By number. 0 is the root: its tasks share the host with the cgroups in it. */
@@ -85,7 +97,8 @@ __noinline int group_add(u32 group, s64 by)
 {
 	u32 i;
 
-	bpf_for(i, 0, PV_GROUP_DEPTH) {
+	/* And once more for the root. */
+	bpf_for(i, 0, PV_GROUP_DEPTH + 1) {
 		struct pv_group *g;
 		s64 counts;
 
@@ -136,11 +149,14 @@ __noinline int group_count(struct pv_task *t __arg_nonnull, s64 weight)
 	return 0;
 }
 
-/* What cgroups leave of the weight of a task in @group, in units of PV_PART_ONE. */
-__noinline u64 group_part(u32 group)
+/*
+ * What cgroups leave of the weight of @t, in units of PV_PART_ONE. Also looks up
+ * whether they limit what it may use.
+ */
+__noinline u64 group_part(struct pv_task *t __arg_nonnull)
 {
 	u64 part = pv_part_shifted(READ_ONCE(weight_shift));
-	u32 i;
+	u32 group = t->group, limit = 0, i;
 
 	bpf_for(i, 0, PV_GROUP_DEPTH) {
 		struct pv_group *g;
@@ -151,8 +167,11 @@ __noinline u64 group_part(u32 group)
 		if (!g)
 			break;
 		part = pv_part_of(part, READ_ONCE(g->weight), READ_ONCE(g->wanting));
+		if (!limit && READ_ONCE(g->quota))
+			limit = group;
 		group = g->parent;
 	}
+	t->limit = limit;
 	return part;
 }
 
@@ -214,7 +233,8 @@ static inline s32 group_new(struct cgroup *cgrp, u32 weight, bool idle)
 	n = bpf_cgrp_storage_get(&group_numbers, cgrp, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!n)
 		return -ENOMEM;
-	n->own = !bpf_map_pop_elem(&free_groups, &n->number);
+	/* So that from each cgroup the way up to the root is short enough to be gone. */
+	n->own = cgrp->level <= PV_GROUP_DEPTH && !bpf_map_pop_elem(&free_groups, &n->number);
 	if (!n->own) {
 		n->number = parent;
 		COUNT(groups_missing);
@@ -226,6 +246,8 @@ static inline s32 group_new(struct cgroup *cgrp, u32 weight, bool idle)
 	g->parent = parent;
 	g->wanting = 0;
 	g->counted = 0;
+	g->quota = 0;
+	g->period = 0;
 	group_reweigh(n->number, true, weight, true, idle);
 	return 0;
 }

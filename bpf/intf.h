@@ -79,6 +79,7 @@ struct pv_stats {
 	u64 reweighed;
 	u64 yields_to;
 	u64 groups_missing;
+	u64 held_back;
 	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
 };
 
@@ -105,7 +106,8 @@ struct pv_task {
 	u32 state;		/* enum pv_state */
 	u32 clock;		/* that vtime and base_vtime go by; see clock.bpf.h */
 	u32 group;		/* number of its cgroup; see groups.bpf.h */
-	u32 rsvd0;
+	u32 limit;		/* the first of its cgroup and those above that has a quota, 0 none */
+	u64 unspent;		/* ns that it was charged and its cgroups not yet */
 	u64 part;		/* what cgroups leave of its weight, 0 not yet known */
 	s64 wanting;		/* the weight that they count for it, 0 while it sleeps */
 
@@ -216,7 +218,7 @@ struct pv_cpu {
 	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
 	u32 post_tail;		/* posts: next to write; any CPU */
 	u32 post_head;		/* next to read; this CPU only */
-	s32 posts[PV_POSTS];	/* thread ids of vCPUs to re-order, 0 empty */
+	s32 posts[PV_POSTS];	/* thread ids of vCPUs, minus numbers of cgroups, 0 empty */
 } __attribute__((aligned(64)));
 
 /* Weights of tasks that want to run, as one CPU has seen them come and go. */

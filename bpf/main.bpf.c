@@ -17,7 +17,7 @@
 #include <scx/common.bpf.h>
 #include "placement.bpf.h"
 #include "capacity.bpf.h"
-#include "groups.bpf.h"
+#include "bandwidth.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -45,6 +45,9 @@ s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 
 	s32 cpu = t ? home_of(p, t) : -1;
 	bool idle = false;
 
+	/* It is to be held back, which is done when it is enqueued. */
+	if (t && t->limit && group_throttles(t->limit, clock_ns()))
+		return prev_cpu;
 	if (cpu >= 0)
 		idle = scx_bpf_test_and_clear_cpu_idle(cpu);
 	else
@@ -120,6 +123,12 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		COUNT(enqueued_kthread);
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | cpu, slice_min_ns,
 				   enq_flags | SCX_ENQ_PREEMPT);
+		return;
+	}
+
+	if (hold_back(p, t, now, enq_flags)) {
+		if (t->is_vcpu && !t->wants_since)
+			show_state(t, page_of(p, t), PVSCHED_HOST_WAITING, cpu, now);
 		return;
 	}
 
@@ -244,7 +253,7 @@ static inline bool has_claim(u64 dsq, s32 cpu, u64 vtime)
 /* A turn of @t begins: what cgroups leave of its weight from now on. */
 static inline void take_part(struct pv_task *t)
 {
-	u64 part = group_part(t->group), clock;
+	u64 part = group_part(t), clock;
 
 	if (part == t->part)
 		return;
@@ -333,9 +342,52 @@ __noinline int is_away(struct task_struct *p __arg_trusted, s32 cpu)
 	return home >= 0 && home != cpu;
 }
 
+/* Whether the cgroups of @p, which runs, have nothing left that it might use. */
+__noinline int is_used_up(struct task_struct *p __arg_trusted)
+{
+	struct pv_task *t = task_of(p);
+	u64 now = clock_ns();
+
+	if (!t || !t->limit)
+		return false;
+	charge(p, t, now);
+	spend(t);
+	return group_throttles(t->limit, now) != 0;
+}
+
+/* The posts of this CPU; four at a time, the rest at its next dispatch. */
+static inline void take_posts(struct pv_cpu *c, s32 cpu, u32 llc)
+{
+	u32 i;
+
+	bpf_for(i, 0, 4) {
+		u32 tail = READ_ONCE(c->post_tail);
+		u32 head = c->post_head;
+		s32 whom;
+
+		if (head == tail)
+			break;
+		if (tail - head > PV_POSTS)
+			head = tail - PV_POSTS;
+		whom = __sync_lock_test_and_set(&c->posts[head & (PV_POSTS - 1)], 0);
+		/*
+		 * Its writer took the number and has yet to write. It kicks
+		 * this CPU when it has.
+		 */
+		if (!whom)
+			break;
+		c->post_head = head + 1;
+		if (whom > 0)
+			move_ahead(whom, cpu, llc);
+		else
+			group_release(-whom);
+	}
+}
+
 void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 {
-	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED && !is_away(prev, cpu);
+	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED && !is_away(prev, cpu) &&
+			!is_used_up(prev);
 	u64 now = clock_ns();
 	u32 llc = llc_of_cpu(cpu);
 	struct pv_cpu *c = cpu_of(cpu);
@@ -385,6 +437,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 			charge(prev, t, now);
 			alone_end(t, c, l, now);
 			t->extra_turn = 0;
+			take_part(t);
 			alone_begin(t, c, l, now);
 			show_vtime(c, t, prev->scx.weight, now);
 		}
@@ -438,8 +491,12 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		if (anybody_queues(cpu, llc)) {
 			t->vtime = pv_enter_base(t->vtime, clock, PV_OWED_MAX_NS);
 			/* Not by what a lesser weight, which it may just have got, makes of its lead. */
-			clock_advance(c, l, not_beyond_first(pv_before(t->vtime, chosen) ? t->vtime : chosen,
-							     cpu, llc));
+			if (pv_before(t->vtime, chosen))
+				chosen = t->vtime;
+			/* As a rule it is the first, and to look costs the queue's lock on older kernels. */
+			if (pv_before(clock + slice_min_ns, chosen))
+				chosen = not_beyond_first(chosen, cpu, llc);
+			clock_advance(c, l, chosen);
 		} else {
 			alone_begin(t, c, l, now);
 		}
@@ -473,7 +530,11 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 	struct pvsched_page *page;
 	bool waiting, idle;
 
-	if (!t || !c || !l || !t->is_vcpu)
+	if (!t || !c || !l)
+		return;
+	if (t->limit && is_used_up(p))
+		scx_bpf_task_set_slice(p, 0);
+	if (!t->is_vcpu)
 		return;
 	page = charge(p, t, now);
 	waiting = anybody_waits(cpu, llc);
@@ -541,6 +602,7 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 		task_charge(t, NULL, p->scx.weight, now);
 	}
 	alone_end(t, c, l, now);
+	spend(t);
 	if (t->is_vcpu)
 		show_state(t, page, runnable ? PVSCHED_HOST_WAITING : PVSCHED_HOST_SLEEPING, cpu, now);
 	c->rank = 0;
@@ -608,14 +670,32 @@ void BPF_STRUCT_OPS(pvsched_set_weight, struct task_struct *p, u32 weight)
 		group_count(t, own_weight(p));
 }
 
-s32 BPF_STRUCT_OPS(pvsched_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_args *args)
+s32 BPF_STRUCT_OPS_SLEEPABLE(pvsched_cgroup_init, struct cgroup *cgrp,
+			     struct scx_cgroup_init_args *args)
 {
-	return group_new(cgrp, args->weight,
-			 bpf_core_field_exists(args->sched_idle) && args->sched_idle);
+	s32 err = group_new(cgrp, args->weight,
+			    bpf_core_field_exists(args->sched_idle) && args->sched_idle);
+	u32 group = group_own_number(cgrp);
+
+	if (err || !group)
+		return err;
+	if (bpf_core_field_exists(args->bw_quota_us))
+		group_limit(group, args->bw_period_us, args->bw_quota_us, args->bw_burst_us);
+	return scx_bpf_create_dsq(HELD_DSQ(group), -1);
+}
+
+void BPF_STRUCT_OPS(pvsched_cgroup_set_bandwidth, struct cgroup *cgrp, u64 period_us, u64 quota_us,
+		    u64 burst_us)
+{
+	group_limit(group_own_number(cgrp), period_us, quota_us, burst_us);
 }
 
 void BPF_STRUCT_OPS(pvsched_cgroup_exit, struct cgroup *cgrp)
 {
+	u32 group = group_own_number(cgrp);
+
+	if (group)
+		scx_bpf_destroy_dsq(HELD_DSQ(group));
 	group_end(cgrp);
 }
 
@@ -631,6 +711,7 @@ void BPF_STRUCT_OPS(pvsched_cgroup_move, struct task_struct *p, struct cgroup *f
 	group_count(t, 0);
 	t->group = group_number(to);
 	group_count(t, wanting);
+	take_part(t);
 }
 
 void BPF_STRUCT_OPS(pvsched_cgroup_set_weight, struct cgroup *cgrp, u32 weight)
@@ -686,6 +767,7 @@ SCX_OPS_DEFINE(pvsched_ops,
 	       .cgroup_move	= (void *)pvsched_cgroup_move,
 	       .cgroup_set_weight = (void *)pvsched_cgroup_set_weight,
 	       .cgroup_set_idle	= (void *)pvsched_cgroup_set_idle,
+	       .cgroup_set_bandwidth = (void *)pvsched_cgroup_set_bandwidth,
 	       .init		= (void *)pvsched_init,
 	       .exit		= (void *)pvsched_exit,
 	       .name		= "pvsched");

@@ -207,7 +207,8 @@ static inline unsigned long long pv_part_shifted(int shift)
 }
 
 /* What is left of @part in a cgroup of @weight in which weights of @sum want to run. */
-static inline unsigned long long pv_part_of(unsigned long long part, long long weight, long long sum)
+static inline unsigned long long pv_part_of(unsigned long long part, long long weight,
+					    long long sum)
 {
 	/* The sum of a cgroup that has just become idle, seen from elsewhere. */
 	if (sum <= 0 || weight <= 0)
@@ -226,10 +227,35 @@ static inline unsigned long long pv_weight_in(unsigned long long weight, unsigne
 }
 
 /*
+ * What a cgroup may still use when @periods begin, and @left was left of the last one: what
+ * it used beyond its quota comes off, what it did not use is kept up to @burst.
+ */
+static inline long long pv_renew(long long left, unsigned long long quota, unsigned long long burst,
+				 unsigned long long periods)
+{
+	long long most;
+
+	if (quota > PV_TIME_MAX)
+		quota = PV_TIME_MAX;
+	if (burst > PV_TIME_MAX)
+		burst = PV_TIME_MAX;
+	most = quota + burst;
+	if (left < -(long long)PV_TIME_MAX)
+		left = -(long long)PV_TIME_MAX;
+	if (!quota || left >= most)
+		return most;
+	if (periods >= (unsigned long long)(most - left) / quota + 1)
+		return most;
+	left += periods * quota;
+	return left > most ? most : left;
+}
+
+/*
  * The virtual time of a task of whose weight cgroups leave @to instead of @from: it
  * stays as far ahead of its share or behind it as it was, in time of CPU.
  */
-static inline unsigned long long pv_rescale(unsigned long long vtime, unsigned long long queue_vtime,
+static inline unsigned long long pv_rescale(unsigned long long vtime,
+					    unsigned long long queue_vtime,
 					    unsigned long long from, unsigned long long to)
 {
 	bool behind = pv_before(vtime, queue_vtime);

@@ -29,10 +29,11 @@ static inline u64 boost_dsq(s32 home, u32 llc)
 /* A boosted turn is judged again at every tick; this bounds it should ticks stop. */
 #define BOOST_SLICE_NS	(20 * PV_NSEC_PER_MSEC)
 
-/* How many tasks wait for @cpu: those that wait for no other, and its part of its cache domain's. */
+/* Tasks that wait for @cpu: those that wait for no other, and its part of its cache domain's. */
 static inline u64 waiting_for(s32 cpu, u32 llc, struct pv_llc *l)
 {
-	s32 own = scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)), shared = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
+	s32 shared = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
+	s32 own = scx_bpf_dsq_nr_queued(CPU_DSQ(cpu));
 
 	return (own > 0 ? (u32)own : 0) + (shared > 0 ? (u32)shared / (l->cpus ?: 1) : 0);
 }
@@ -83,8 +84,9 @@ __noinline u64 first_vtime(u64 dsq, s32 cpu)
 }
 
 /*
- * @vtime, or that of the first who waits for @cpu if it is earlier: a turn may begin out of order, of a task
- * whose migration is disabled or after sched_yield(), and that is not how far the others have got.
+ * @vtime, or that of the first who waits for @cpu if it is earlier: a turn may
+ * begin out of order, of a task whose migration is disabled or after
+ * sched_yield(), and that is not how far the others have got.
  */
 __noinline u64 not_beyond_first(u64 vtime, s32 cpu, u32 llc)
 {
@@ -96,15 +98,16 @@ __noinline u64 not_beyond_first(u64 vtime, s32 cpu, u32 llc)
 }
 
 /*
- * Asks @c to move a waiting vCPU ahead. Any context, any CPU. When 32 others
- * are asked for before @c looks, the oldest is forgotten and waits its fair
- * turn.
+ * Asks @c to move a waiting vCPU ahead (its thread id), or to let the tasks of a
+ * cgroup go (minus its number). Any context, any CPU. When 32 others are asked for
+ * before @c looks, the oldest is forgotten: it waits its fair turn, or one more
+ * period.
  */
-static inline void post(struct pv_cpu *c, s32 tid)
+static inline void post(struct pv_cpu *c, s32 whom)
 {
 	u32 slot = __sync_fetch_and_add(&c->post_tail, 1) & (PV_POSTS - 1);
 
-	if (__sync_lock_test_and_set(&c->posts[slot], tid))
+	if (__sync_lock_test_and_set(&c->posts[slot], whom))
 		COUNT(dropped);
 	else
 		COUNT(posted);
@@ -168,32 +171,6 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 release:
 	bpf_task_release(p);
 	return 0;
-}
-
-/* The posts of this CPU; four at a time, the rest at its next dispatch. */
-static inline void take_posts(struct pv_cpu *c, s32 cpu, u32 llc)
-{
-	u32 i;
-
-	bpf_for(i, 0, 4) {
-		u32 tail = READ_ONCE(c->post_tail);
-		u32 head = c->post_head;
-		s32 tid;
-
-		if (head == tail)
-			break;
-		if (tail - head > PV_POSTS)
-			head = tail - PV_POSTS;
-		tid = __sync_lock_test_and_set(&c->posts[head & (PV_POSTS - 1)], 0);
-		/*
-		 * Its writer took the number and has yet to write. It kicks
-		 * this CPU when it has.
-		 */
-		if (!tid)
-			break;
-		c->post_head = head + 1;
-		move_ahead(tid, cpu, llc);
-	}
 }
 
 /* The rank of the first in a boost queue, if it may run on @cpu. */

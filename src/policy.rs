@@ -65,6 +65,8 @@ pure! {
     part_of = pv_part_of(part: u64, weight: i64, sum: i64) -> u64;
     /// A weight, as far as cgroups leave it.
     weight_in = pv_weight_in(weight: u64, part: u64) -> u64;
+    /// What a cgroup may use when periods begin, in ns; negative is debt.
+    renew = pv_renew(left: i64, quota: u64, burst: u64, periods: u64) -> i64;
     /// Virtual time of a task of whose weight cgroups leave another part.
     rescale = pv_rescale(vtime: u64, queue_vtime: u64, from: u64, to: u64) -> u64;
     /// Virtual time at which a task enters the fair queue.
@@ -276,7 +278,7 @@ mod tests {
         fn tasks_share_what_is_their_cgroups(
             weights in prop::array::uniform2(1i64..=10_000), tasks in 1i64..50, shift in -3i32..=3,
         ) {
-            let one = i64::try_from(PV_WEIGHT_DFL).unwrap();
+            let one = i64::from(PV_WEIGHT_DFL);
             let unit = part_shifted(shift);
             let [many, single] = [tasks, 1].map(|n| (n, one * n));
             let get = |(n, sum): (i64, i64), cpu_weight: i64| {
@@ -287,6 +289,22 @@ mod tests {
             let (exact, is) = (weights[0] as f64 / weights[1] as f64, all as f64 / other as f64);
             // A part has 20 bits, and 1 of 10000 and 50 tasks at an eighth of that leaves few.
             prop_assert!((is / exact - 1.0).abs() < 0.05, "{is} instead of {exact}");
+        }
+
+        #[test]
+        fn of_a_quota_nothing_is_lost_but_what_is_beyond_the_burst(
+            left in -1_000_000_000i64..1_000_000_000, quota in 1u64..1_000_000_000,
+            burst in 0u64..1_000_000_000, periods in 0u64..1_000_000,
+        ) {
+            let exact = i128::from(left) + i128::from(quota) * i128::from(periods);
+            let most = i128::from(quota + burst);
+            prop_assert_eq!(i128::from(renew(left, quota, burst, periods)), exact.min(most));
+        }
+
+        #[test]
+        fn no_quota_overflows(left: i64, quota: u64, burst: u64, periods: u64) {
+            let most = i64::try_from(2 * PV_TIME_MAX).unwrap();
+            prop_assert!((-most..=most).contains(&renew(left, quota, burst, periods)));
         }
 
         #[test]

@@ -39,7 +39,7 @@ static inline _Bool pvsched_timer_armed(const struct pvsched_timer *slot)
 	return slot->timer && slot->expires != PVSCHED_TIMER_NEVER;
 }
 
-/* It is overdue at @now (ns of the guest's monotonic clock) as no timer that is still there would be. */
+/* So long overdue at @now (ns of the guest's monotonic clock) that it is not there any more. */
 static inline _Bool pvsched_timer_lost(const struct pvsched_timer *slot, __s64 now)
 {
 	return slot->expires < now && (__u64)now - (__u64)slot->expires > PVSCHED_TIMER_LOST_NS;

@@ -121,13 +121,14 @@ impl<'obj> Instance<'obj> {
         // A vCPU that has to leave a CPU does so although nobody else wants that CPU.
         skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
         if !groups::are_known()? {
-            warn!("the kernel was built without CONFIG_EXT_GROUP_SCHED: cpu.weight has no effect");
+            warn!("the kernel was built without CONFIG_EXT_GROUP_SCHED: cpu.weight and cpu.max have no effect");
             let ops = skel.struct_ops.pvsched_ops_mut();
             ops.cgroup_init = std::ptr::null_mut();
             ops.cgroup_exit = std::ptr::null_mut();
             ops.cgroup_move = std::ptr::null_mut();
             ops.cgroup_set_weight = std::ptr::null_mut();
             ops.cgroup_set_idle = std::ptr::null_mut();
+            ops.cgroup_set_bandwidth = std::ptr::null_mut();
         }
         let tunables = skel
             .maps

@@ -148,6 +148,8 @@ pub struct Metrics {
     pub yields_to: u64,
     #[stat(desc = "cgroups that have no weight of their own, as there are too many")]
     pub groups_missing: u64,
+    #[stat(desc = "times that a task had to wait for the next period of its cgroup's cpu.max")]
+    pub held_back: u64,
     #[stat(desc = "times that a guest's work changed a vCPU's weight")]
     pub reweighed: u64,
     #[stat(
@@ -218,6 +220,7 @@ impl Metrics {
         self.reweighed += cpu.reweighed;
         self.yields_to += cpu.yields_to;
         self.groups_missing += cpu.groups_missing;
+        self.held_back += cpu.held_back;
         let [running, entered, taken, handled, task] = &cpu.stage;
         for (sum, part) in [
             (&mut self.hint_to_running, running),

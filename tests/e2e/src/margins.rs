@@ -53,6 +53,17 @@ pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 /// What cgroups get of what their weights make their shares; slices end at ticks.
 pub const SHARE_BY_WEIGHT: (f64, f64) = (0.95, 1.05);
 
+/// What a cgroup with cpu.idle may get, of one with a weight of 300. Its own is 3/1024 of 100; a turn may
+/// last for two slices, in 8 s.
+pub const IDLE_CGROUP: f64 = 0.01;
+
+/// What a cgroup with a quota of half a CPU gets of one; as promised, 3 %, and a tick for each task of
+/// it at the beginning and end of 8 s.
+pub const HALF_A_CPU: (f64, f64) = (0.485, 0.515);
+
+/// How far from its quota a cgroup may be, of a CPU.
+pub const OF_A_QUOTA: f64 = 0.02;
+
 /// What a guest that has SCHED_IDLE work only may take from busy host tasks. Its weight is 3 to
 /// their 1024; the rest is for its interrupts, and for turns that end at ticks.
 pub const IDLE_GUEST_SHARE: f64 = 0.05;

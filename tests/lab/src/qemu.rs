@@ -132,7 +132,7 @@ pub fn escape(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
-/// The command line every kernel of the lab gets: quiet, because a serial console is slow to
+/// The command line every kernel of the lab gets: only warnings, because a serial console is slow to
 /// emulate; without the mitigations that make nested emulation slower still; and ending at a
 /// panic, so that it is seen at once.
-pub const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off";
+pub const COMMAND_LINE: &str = "console=ttyS0 loglevel=5 panic=-1 mitigations=off";

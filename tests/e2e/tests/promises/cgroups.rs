@@ -1,4 +1,4 @@
-//! Weights of cgroups, as libvirt and systemd set them.
+//! Weights and quotas of cgroups, as libvirt and systemd set them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,14 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use pvsched_e2e::{margins, promise};
-use pvsched_lab::chain::Scheduler;
+use pvsched_e2e::{host, margins, promise};
+use pvsched_lab::chain::{Chain, ChainOptions, Scheduler, Vm, VmOptions};
 use pvsched_lab::daemon::Daemon;
+use pvsched_lab::guest::Guest;
+use pvsched_lab::latency::GuestLoad;
 
-use crate::host::times;
+use crate::host::{busy, times};
+use crate::vm::endless_fifo;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const SETTLE: Duration = Duration::from_secs(1);
@@ -31,6 +34,16 @@ impl Cgroup {
 
     fn set_weight(&self, weight: u32) -> Result<()> {
         write(&self.0.join("cpu.weight"), &weight.to_string())
+    }
+
+    /// CPU time that its tasks may use in each period, in microseconds.
+    fn set_quota(&self, quota: u32, period: u32) -> Result<()> {
+        write(&self.0.join("cpu.max"), &format!("{quota} {period}"))
+    }
+
+    /// Moves a process into it.
+    fn take(&self, pid: u32) -> Result<()> {
+        write(&self.0.join("cgroup.procs"), &pid.to_string())
     }
 
     /// Busy processes in it.
@@ -120,8 +133,162 @@ fn cgroups_share_the_host_by_their_weights_level_by_level() -> Result<()> {
         drop(in_a);
         let got = used(&[&in_b, &in_heavy], DURATION)?;
         ensure_shares("the same without the first", &got, &[1.0, 1.0])?;
+
+        // The scheduler says when the kernel does not tell it of cpu.idle.
+        if !scheduler.log().contains("cgroup_set_idle") {
+            write(&light.0.join("cpu.idle"), "1")?;
+            let got = used(&[&in_b, &in_heavy], DURATION)?;
+            println!("with cpu.idle {:.4} of the heavy one's", got[0] / got[1]);
+            ensure!(
+                got[0] / got[1] <= margins::IDLE_CGROUP,
+                "a cgroup with cpu.idle got {:.2} s, another one {:.2} s",
+                got[0],
+                got[1]
+            );
+        }
         scheduler.check()?;
         drop((in_b, in_heavy));
+        scheduler.stop()
+    })
+}
+
+/// CPU time that the vCPUs of each guest get, in seconds.
+fn vcpus(guests: &[&Guest], span: Duration) -> Result<Vec<f64>> {
+    let read = || -> Result<Vec<Duration>> {
+        let time = |guest: &&Guest| -> Result<Duration> {
+            let threads = guest.vcpu_threads()?;
+            let times = threads.iter().map(|tid| host::cpu_time(guest.pid(), *tid));
+            Ok(times.collect::<Result<Vec<_>>>()?.iter().sum())
+        };
+        guests.iter().map(time).collect()
+    };
+    let before = read()?;
+    thread::sleep(span);
+    let used = read()?.into_iter().zip(before);
+    Ok(used
+        .map(|(after, before)| (after - before).as_secs_f64())
+        .collect())
+}
+
+#[test]
+fn vms_in_slices_share_the_host_by_the_weights_of_those() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let slices = [
+            Cgroup::new(Path::new(ROOT), "silver.slice", 100)?,
+            Cgroup::new(Path::new(ROOT), "gold.slice", 300)?,
+        ];
+        let mut vms = Vec::new();
+        for (slice, name) in slices.iter().zip(["silver", "gold"]) {
+            let vm = Vm::start(&VmOptions {
+                name: name.to_owned(),
+                memory_mib: 192,
+                ..VmOptions::default()
+            })?;
+            slice.take(vm.guest.pid())?;
+            vms.push(vm);
+        }
+        let [silver, gold] = [&vms[0].guest, &vms[1].guest];
+        let _loads = [
+            GuestLoad::start(silver, [0, 1])?,
+            GuestLoad::start(gold, [0, 1])?,
+        ];
+        // What starts the load in a guest is an ordinary task there.
+        thread::sleep(3 * SETTLE);
+        let got = vcpus(&[silver, gold], DURATION)?;
+        scheduler.check()?;
+        ensure_shares("VMs in slices of 100 and 300", &got, &[100.0, 300.0])?;
+        drop(vms);
+        scheduler.stop()
+    })
+}
+
+#[test]
+fn a_quota_holds_also_for_a_guest_that_is_always_urgent() -> Result<()> {
+    promise(|| {
+        let mut chain = Chain::start(ChainOptions::default())?;
+        let slice = Cgroup::new(Path::new(ROOT), "limited.slice", 100)?;
+        let guest = &chain.vm.guest;
+        slice.take(guest.pid())?;
+        // Half a CPU, of two that nobody else wants.
+        slice.set_quota(50_000, 100_000)?;
+        let greedy = [
+            endless_fifo(guest, 1, 50, 40)?,
+            endless_fifo(guest, 0, 50, 40)?,
+        ];
+        thread::sleep(SETTLE);
+        let got = vcpus(&[guest], DURATION)?[0] / DURATION.as_secs_f64();
+        println!("{got:.3} CPUs of a half");
+        let (least, most) = margins::HALF_A_CPU;
+        ensure!(
+            (least..=most).contains(&got),
+            "{got:.3} CPUs, not a half ({least} to {most})"
+        );
+        // Held back or not, it is there again as soon as it may be.
+        write(&slice.0.join("cpu.max"), "max")?;
+        let got = vcpus(&[guest], Duration::from_secs(4))?[0] / 4.0;
+        println!("{got:.3} CPUs of two without a limit");
+        ensure!(got >= 1.8, "{got:.3} CPUs of two without a limit");
+        chain.scheduler()?.check()?;
+        for task in greedy {
+            task.wait(Duration::from_secs(90))?;
+        }
+        Ok(())
+    })
+}
+
+/// A level above counts as well, and what waits for a quota is not in anybody's way.
+#[test]
+fn a_quota_holds_for_all_below_and_for_nobody_else() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let outer = Cgroup::new(Path::new(ROOT), "outer", 100)?;
+        let (a, b) = (
+            Cgroup::new(&outer.0, "a", 100)?,
+            Cgroup::new(&outer.0, "b", 100)?,
+        );
+        outer.set_quota(25_000, 50_000)?;
+        a.set_quota(10_000, 100_000)?;
+        let (in_a, in_b) = (a.busy::<3>()?, b.busy::<3>()?);
+        let free = [busy("0", "0")?];
+        thread::sleep(SETTLE);
+        let got = used(&[&in_a, &in_b, &free], DURATION)?;
+        scheduler.check()?;
+        println!("0.1 and the rest of 0.5 CPUs, and one: {got:.3?} s of {DURATION:.0?}");
+        let all = DURATION.as_secs_f64();
+        let near = |is: f64, wanted: f64| (is / all - wanted).abs() <= margins::OF_A_QUOTA;
+        ensure!(
+            near(got[0], 0.1) && near(got[0] + got[1], 0.5) && got[2] / all > 0.7,
+            "{got:.3?} s of {DURATION:.0?}"
+        );
+        drop((in_a, in_b, free));
+        scheduler.stop()
+    })
+}
+
+/// Also where the rest of the host has more room.
+#[test]
+fn weights_hold_within_a_cpuset() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let set = Cgroup::new(Path::new(ROOT), "set", 100)?;
+        write(&Path::new(ROOT).join("cgroup.subtree_control"), "+cpuset")?;
+        write(&set.0.join("cpuset.cpus"), "1")?;
+        let (light, heavy) = (
+            Cgroup::new(&set.0, "light", 100)?,
+            Cgroup::new(&set.0, "heavy", 300)?,
+        );
+        let _alone = busy("0", "0")?;
+        let (in_light, in_heavy) = (light.busy::<2>()?, heavy.busy::<2>()?);
+        thread::sleep(SETTLE);
+        let got = used(&[&in_light, &in_heavy], DURATION)?;
+        scheduler.check()?;
+        ensure_shares("100 to 300 on one CPU", &got, &[100.0, 300.0])?;
+        ensure!(
+            got.iter().sum::<f64>() <= 1.02 * DURATION.as_secs_f64(),
+            "more than the one CPU of the set: {got:.2?} s"
+        );
+        drop((in_light, in_heavy));
         scheduler.stop()
     })
 }
