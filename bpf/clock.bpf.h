@@ -73,9 +73,20 @@ static inline void clock_advance(struct pv_cpu *c, struct pv_llc *l, u64 to)
 		WRITE_ONCE(l->vtime, to);
 }
 
-/* @t gets the CPU while nobody else waits for it, and so nobody is owed time. */
+/*
+ * @t gets the CPU while nobody else waits for it, and so nobody is owed time. The
+ * moment to catch up with other cache domains, one at a time: the clock of one that
+ * was idle stood still, and its tasks would be taken for neglected ones.
+ */
 static inline void alone_begin(struct pv_task *t, struct pv_cpu *c, struct pv_llc *l, u64 now)
 {
+	if (nr_llcs > 1) {
+		struct pv_llc *other = llc_of(c->next_llc);
+
+		c->next_llc = c->next_llc + 1 < nr_llcs ? c->next_llc + 1 : 0;
+		if (other)
+			clock_advance(c, l, READ_ONCE(other->vtime));
+	}
 	clock_advance(c, l, READ_ONCE(l->vtime));
 	clock_advance(c, l, READ_ONCE(c->clock));
 	c->alone_since = now;

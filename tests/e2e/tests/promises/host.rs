@@ -187,6 +187,35 @@ fn a_cpu_goes_offline_and_comes_back() -> Result<()> {
     })
 }
 
+/// Two CPUs, each with caches of its own.
+mod on_2_1_1 {
+    use super::*;
+
+    /// The clock of a cache domain stands still while that is idle.
+    #[test]
+    fn a_cache_domain_that_was_idle_is_not_taken_for_a_neglected_one() -> Result<()> {
+        promise(|| {
+            let mut scheduler = Scheduler::start::<&str>(&[])?;
+            let pinned = [busy("0", "0")?, busy("0", "0")?];
+            thread::sleep(Duration::from_secs(10));
+            let free = [busy("0-1", "0")?, busy("0-1", "0")?];
+            let times = times(
+                &[&pinned[0], &pinned[1], &free[0], &free[1]],
+                Duration::from_secs(4),
+            )?;
+            scheduler.check()?;
+            println!("pinned and free: {times:.2?} s");
+            let (least, most) = margins::HALF;
+            let part = (times[0] + times[1]) / times.iter().sum::<f64>();
+            ensure!(
+                (least..=most).contains(&part),
+                "pinned tasks got {part:.3} of all, and free ones had the other CPU: {times:.2?} s"
+            );
+            scheduler.stop()
+        })
+    }
+}
+
 /// Whatever happens, later tests have both CPUs.
 struct CpuBack;
 
