@@ -8,7 +8,7 @@ use std::time::Duration;
 pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 
 /// The same latency, of that on an idle host in the same boot, which nobody can beat. What the
-/// project promises; measured: 1.4 to 1.6 on 6.18, 1.5 to 2.0 on 7.3, and far more in the rare rounds of
+/// project promises; measured: 1.2 to 1.6 on 6.18, 1.5 to 2.0 on 7.3, and far more in the rare rounds of
 /// which the README tells.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
