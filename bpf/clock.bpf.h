@@ -48,7 +48,7 @@ __noinline u64 clock_read(u32 clock)
 		return c ? READ_ONCE(c->clock) : 0;
 	}
 	l = llc_of(clock - 1);
-	return l ? READ_ONCE(l->vtime) : 0;
+	return l ? READ_ONCE(l->clock) : 0;
 }
 
 /* From now on @t goes by @clock, and keeps what it is owed or ahead. Returns what that shows. */
@@ -69,8 +69,8 @@ static inline void clock_advance(struct pv_cpu *c, struct pv_llc *l, u64 to)
 {
 	if (pv_before(READ_ONCE(c->clock), to))
 		WRITE_ONCE(c->clock, to);
-	if (pv_before(READ_ONCE(l->vtime), to))
-		WRITE_ONCE(l->vtime, to);
+	if (pv_before(READ_ONCE(l->clock), to))
+		WRITE_ONCE(l->clock, to);
 }
 
 /*
@@ -85,9 +85,9 @@ static inline void alone_begin(struct pv_task *t, struct pv_cpu *c, struct pv_ll
 
 		c->next_llc = c->next_llc + 1 < nr_llcs ? c->next_llc + 1 : 0;
 		if (other)
-			clock_advance(c, l, READ_ONCE(other->vtime));
+			clock_advance(c, l, READ_ONCE(other->clock));
 	}
-	clock_advance(c, l, READ_ONCE(l->vtime));
+	clock_advance(c, l, READ_ONCE(l->clock));
 	clock_advance(c, l, READ_ONCE(c->clock));
 	c->alone_since = now;
 	c->alone_clock = READ_ONCE(c->clock);

@@ -229,7 +229,7 @@ struct pv_wanting {
 
 /* One per last-level cache. */
 struct pv_llc {
-	u64 vtime;		/* how far fair turns have got, in virtual time */
+	u64 clock;		/* how far fair turns have got, in virtual time */
 	u32 cpus;		/* online CPUs in it */
 	u32 rsvd;
 } __attribute__((aligned(64)));

@@ -212,7 +212,7 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 
 		c->next_llc = other + 1 < nr_llcs ? other + 1 : 0;
 		o = llc_of(other);
-		if (o && other != llc && pv_before(READ_ONCE(o->vtime) + slice_ns, READ_ONCE(l->vtime)) &&
+		if (o && other != llc && pv_before(READ_ONCE(o->clock) + slice_ns, READ_ONCE(l->clock)) &&
 		    scx_bpf_dsq_move_to_local(FAIR_DSQ(other), 0))
 			return true;
 	}
