@@ -195,7 +195,8 @@ fn vms_in_slices_share_the_host_by_the_weights_of_those() -> Result<()> {
         ];
         // What starts the load in a guest is an ordinary task there.
         thread::sleep(3 * SETTLE);
-        let got = vcpus(&[silver, gold], DURATION)?;
+        // Interrupts put each vCPU up to 0.1 s ahead of its share, of which this has to be a small part.
+        let got = vcpus(&[silver, gold], 3 * DURATION)?;
         scheduler.check()?;
         ensure_shares("VMs in slices of 100 and 300", &got, &[100.0, 300.0])?;
         drop(vms);
