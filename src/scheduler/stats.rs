@@ -146,7 +146,9 @@ pub struct Metrics {
     pub guarded: u64,
     #[stat(desc = "vCPUs put ahead because another one spins for them (KVM's directed yield)")]
     pub yields_to: u64,
-    #[stat(desc = "cgroups that have no weight of their own, as there are too many")]
+    #[stat(
+        desc = "cgroups without a weight or quota of their own, as there are too many or they are too deep"
+    )]
     pub groups_missing: u64,
     #[stat(desc = "times that a task had to wait for the next period of its cgroup's cpu.max")]
     pub held_back: u64,
