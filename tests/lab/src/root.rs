@@ -20,6 +20,7 @@ pub const SUITE: &str = "trixie";
 const PACKAGES: &[&str] = &[
     "bpftool",
     "busybox-static",
+    "dbus",
     "gcc",
     "iproute2",
     "jq",
@@ -36,6 +37,7 @@ const PACKAGES: &[&str] = &[
     "rt-tests",
     "socat",
     "stress-ng",
+    "systemd",
     "xz-utils",
     "zlib1g",
     "zstd",
