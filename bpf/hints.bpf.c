@@ -29,6 +29,12 @@ char _license[] SEC("license") = "GPL";
 /* A timer of the guest this soon after another counts as the same. */
 #define SOON_NS		(PV_NSEC_PER_MSEC / 10)
 
+/* Threads that have turned out to be vCPUs, for the process to give them their policy. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} newcomers SEC(".maps");
+
 /* Interrupts of the vCPU that its guest has not yet taken. */
 static inline bool has_untaken(struct pv_task *t, struct pvsched_page *page)
 {
@@ -399,6 +405,11 @@ int BPF_PROG(on_entry)
 	if (!t)
 		return 0;
 	if (!t->is_vcpu) {
+		s32 tid = p->pid;
+
+		/* Should there be no room for the news, it is one from its next entry on. */
+		if (partial && bpf_ringbuf_output(&newcomers, &tid, sizeof(tid), 0))
+			return 0;
 		t->state = PV_STATE_RUNNING;
 		t->base_vtime = t->vtime;
 		t->is_vcpu = 1;

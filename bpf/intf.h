@@ -80,6 +80,7 @@ struct pv_stats {
 	u64 yields_to;
 	u64 groups_missing;
 	u64 held_back;
+	u64 released;
 	u64 stage[PV_STAGE_COUNT][PV_HIST_BUCKETS];
 };
 
@@ -214,6 +215,7 @@ struct pv_cpu {
 	u64 alone_clock;	/* clock, and vtime and base_vtime of the task, at that moment */
 	u64 alone_vtime;
 	u64 alone_base;
+	u32 taken;		/* the CPU runs a task of a higher scheduling class */
 	u32 turn_of;		/* whose turn it is where the queues do not tell */
 	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
 	u32 post_tail;		/* posts: next to write; any CPU */

@@ -52,7 +52,12 @@ s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 
 		idle = scx_bpf_test_and_clear_cpu_idle(cpu);
 	else
 		cpu = scx_bpf_select_cpu_dfl(p, prev_cpu, wake_flags, &idle);
-	if (idle) {
+	/*
+	 * A task of the host's that wakes up on that CPU before it has turned to
+	 * this one would keep it there. Where there are many of those, it is
+	 * queued where every CPU can get it.
+	 */
+	if (idle && !partial) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, 0);
 		COUNT(direct);
 	}
@@ -78,7 +83,8 @@ static inline bool outranks_current(struct pv_task *t, struct pv_cpu *c, u64 now
 	u64 vtime = READ_ONCE(c->vtime) + pv_charge(now > at ? now - at : 0, READ_ONCE(c->weight));
 	u64 margin = has_role(t, PVSCHED_ROLE_LATENCY) ? 0 : slice_ns / 2;
 
-	return !is_batch(t) && !READ_ONCE(c->rank) && pv_before(t->vtime + margin, vtime);
+	return !is_batch(t) && !READ_ONCE(c->rank) && !READ_ONCE(c->taken) &&
+	       pv_before(t->vtime + margin, vtime);
 }
 
 static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, s32 home,
@@ -474,6 +480,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	c->alone_since = 0;
 	c->rank = 0;
 	c->give_way = 0;
+	WRITE_ONCE(c->taken, 0);
 	show_vtime(c, t, p->scx.weight, now);
 	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
@@ -613,6 +620,20 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 		t->extra_turn = 0;
 }
 
+/*
+ * A task of a higher scheduling class has the CPU, for as long as it likes. The
+ * one that it interrupted need not wait for that, as others may go on with it.
+ */
+void BPF_STRUCT_OPS(pvsched_cpu_release, s32 cpu, struct scx_cpu_release_args *args)
+{
+	struct pv_cpu *c = cpu_of(cpu);
+
+	if (c)
+		WRITE_ONCE(c->taken, 1);
+	COUNT(released);
+	scx_bpf_reenqueue_local();
+}
+
 void BPF_STRUCT_OPS(pvsched_enable, struct task_struct *p)
 {
 	struct pv_task *t = task_of(p);
@@ -625,6 +646,17 @@ void BPF_STRUCT_OPS(pvsched_enable, struct task_struct *p)
 	/* From here on all is charged, also what the kernel counts between two turns. */
 	t->exec = p->se.sum_exec_runtime;
 	t->charged = t->exec;
+}
+
+/* The kernel's own scheduler has it from here on. */
+void BPF_STRUCT_OPS(pvsched_disable, struct task_struct *p)
+{
+	struct pv_task *t = task_of(p);
+
+	if (!t)
+		return;
+	WRITE_ONCE(t->state, PV_STATE_ELSEWHERE);
+	t->wants_since = 0;
 }
 
 s32 BPF_STRUCT_OPS(pvsched_init_task, struct task_struct *p, struct scx_init_task_args *args)
@@ -756,7 +788,9 @@ SCX_OPS_DEFINE(pvsched_ops,
 	       .tick		= (void *)pvsched_tick,
 	       .yield		= (void *)pvsched_yield,
 	       .stopping	= (void *)pvsched_stopping,
+	       .cpu_release	= (void *)pvsched_cpu_release,
 	       .enable		= (void *)pvsched_enable,
+	       .disable		= (void *)pvsched_disable,
 	       .init_task	= (void *)pvsched_init_task,
 	       .exit_task	= (void *)pvsched_exit_task,
 	       .runnable	= (void *)pvsched_runnable,

@@ -18,7 +18,8 @@ static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank, u64 now)
 {
 	struct pv_cpu *c = cpu_of(cpu);
 
-	return c && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && READ_ONCE(c->rank) < rank &&
+	return c && !READ_ONCE(c->taken) && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+	       READ_ONCE(c->rank) < rank &&
 	       now >= READ_ONCE(c->guarded_until);
 }
 

@@ -24,6 +24,8 @@ const volatile u64 slice_ns = 4000000;
 const volatile u64 slice_min_ns = 1000000;
 const volatile u64 irq_boost_ns = 1000000;
 const volatile u64 guard_ns = 100000000;
+/* Only tasks whose policy is SCHED_EXT are scheduled; all others come before them. */
+const volatile u32 partial;
 
 /* How long a vCPU is kept ahead for what is about to come: a timer, the release of a lock. */
 #define PV_GRACE_NS	PV_NSEC_PER_MSEC

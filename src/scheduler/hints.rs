@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The KVM half of the BPF programs: loaded when the kvm module is there.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::rc::Rc;
 
 use anyhow::{ensure, Context, Result};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::OpenObject;
+use libbpf_rs::{OpenObject, RingBuffer, RingBufferBuilder};
 
 use super::bpf::hints_skel::{HintsSkel, HintsSkelBuilder};
 use super::bpf::main_skel::MainSkel;
@@ -62,6 +64,9 @@ impl Sources {
 
 /// The attached programs; dropping it detaches them.
 pub struct Hints<'obj> {
+    /// Before the map that it reads.
+    news: RingBuffer<'static>,
+    newcomers: Rc<RefCell<Vec<u32>>>,
     _skel: HintsSkel<'obj>,
     live: String,
 }
@@ -135,6 +140,7 @@ impl<'obj> Hints<'obj> {
         to.slice_min_ns = from.slice_min_ns;
         to.irq_boost_ns = from.irq_boost_ns;
         to.guard_ns = from.guard_ns;
+        to.partial = from.partial;
         to.nr_llcs = from.nr_llcs;
         to.nr_cpu_ids = from.nr_cpu_ids;
         to.nr_cpus = from.nr_cpus;
@@ -149,10 +155,30 @@ impl<'obj> Hints<'obj> {
 
         let mut skel = open.load().context("the kernel refused the KVM programs")?;
         skel.attach().context("cannot attach to KVM")?;
+        let newcomers = Rc::new(RefCell::new(Vec::new()));
+        let found = Rc::clone(&newcomers);
+        let mut news = RingBufferBuilder::new();
+        news.add(&skel.maps.newcomers, move |tid| {
+            if let Ok(tid) = tid.try_into() {
+                found.borrow_mut().push(u32::from_ne_bytes(tid));
+            }
+            0
+        })?;
         Ok(Self {
+            news: news.build()?,
+            newcomers,
             _skel: skel,
             live: sources.describe(),
         })
+    }
+
+    /// The threads that have turned out to be vCPUs since the last call; with `--partial` only.
+    ///
+    /// # Errors
+    /// When the kernel's ring cannot be read.
+    pub fn newcomers(&self) -> Result<Vec<u32>> {
+        self.news.consume()?;
+        Ok(self.newcomers.take())
     }
 
     /// The sources of hints that are live, for a person.

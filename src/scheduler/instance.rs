@@ -23,6 +23,7 @@ use super::groups;
 use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
+use super::partial::Roster;
 use super::placement::{Cores, Homes};
 use super::registry::{Maps, Vms};
 use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
@@ -88,6 +89,8 @@ pub struct Instance<'obj> {
     skel: MainSkel<'obj>,
     struct_ops: Option<Link>,
     vms: Vms,
+    /// Not where all tasks are scheduled.
+    roster: Option<Roster>,
     homes: Homes,
     handoff: Server,
     stats: StatsServer<(), Metrics>,
@@ -120,6 +123,9 @@ impl<'obj> Instance<'obj> {
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
         // A vCPU that has to leave a CPU does so although nobody else wants that CPU.
         skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
+        if options.partial {
+            skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
+        }
         if !groups::are_known()? {
             warn!("the kernel was built without CONFIG_EXT_GROUP_SCHED: cpu.weight and cpu.max have no effect");
             let ops = skel.struct_ops.pvsched_ops_mut();
@@ -139,6 +145,7 @@ impl<'obj> Instance<'obj> {
         tunables.slice_min_ns = options.slice_min_us.min(options.slice_us) * 1000;
         tunables.irq_boost_ns = options.irq_boost_us * 1000;
         tunables.guard_ns = options.guard_us * 1000;
+        tunables.partial = u32::from(options.partial);
         tunables.nr_llcs = u32::try_from(layout.cpus_of_llc.len())?;
         tunables.nr_cpu_ids = layout.cpu_ids;
         tunables.nr_cpus = u32::try_from(layout.llc_of_cpu.len())?;
@@ -176,11 +183,20 @@ impl<'obj> Instance<'obj> {
             vms: MapHandle::try_from(&skel.maps.vms)?,
             homes: MapHandle::try_from(&skel.maps.homes)?,
         };
+        let roster = options
+            .partial
+            .then(|| Roster::new(MapHandle::try_from(&skel.maps.tasks)?))
+            .transpose()?;
         let vms = Vms::new(maps, config.clone()).context(CANNOT_GRANT)?;
         let stats = StatsServer::new(stats::server_data()).launch()?;
         let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);
         info!(
-            "scheduling {} CPUs in {} cache domains; VMMs connect to {}",
+            "scheduling {} {} CPUs in {} cache domains; VMMs connect to {}",
+            if options.partial {
+                "vCPUs on"
+            } else {
+                "all tasks on"
+            },
             layout.llc_of_cpu.len(),
             layout.cpus_of_llc.len(),
             options.socket.display()
@@ -189,6 +205,7 @@ impl<'obj> Instance<'obj> {
             skel,
             struct_ops,
             vms,
+            roster,
             homes,
             handoff,
             stats,
@@ -227,6 +244,12 @@ impl<'obj> Instance<'obj> {
             self.homes
                 .look(&self.vms)
                 .context("cannot place exclusion groups")?;
+            if let (Some(roster), Some(hints)) = (&mut self.roster, &hints) {
+                for tid in hints.newcomers()? {
+                    roster.take(tid);
+                }
+                roster.look().context("cannot look after vCPU threads")?;
+            }
 
             groups::scale(&mut self.skel)?;
             if asked.reload.swap(false, Ordering::Relaxed) {
@@ -246,6 +269,7 @@ impl<'obj> Instance<'obj> {
 
         self.handoff.stop(&mut self.vms);
         drop(hints);
+        drop(self.roster.take());
         drop(self.struct_ops.take());
         uei_report!(&self.skel, uei)
     }
@@ -265,6 +289,8 @@ impl<'obj> Instance<'obj> {
         let mut metrics = Metrics {
             hint_sources: hints.map_or_else(String::new, |hints| hints.live().to_owned()),
             shared_placements: self.homes.shared(),
+            nr_switched: self.roster.as_ref().map_or(0, Roster::switched),
+            handed_back: self.roster.as_ref().map_or(0, Roster::handed_back),
             ..Default::default()
         };
         let key = 0u32.to_ne_bytes();

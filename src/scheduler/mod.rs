@@ -10,6 +10,7 @@
 //! - [`hints`]: the KVM half, which comes and goes with the kvm module
 //! - [`groups`]: what weights of cgroups need of this process
 //! - [`registry`]: the VMs that were handed over
+//! - [`partial`]: which threads are scheduled where not all are
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
 //! - [`measure`]: how long interrupts wait, whoever schedules
 //! - [`stats`]: every counter with its description
@@ -23,6 +24,7 @@ pub mod instance;
 pub mod measure;
 pub mod monitor;
 pub mod options;
+pub mod partial;
 pub mod placement;
 pub mod preflight;
 pub mod registry;

@@ -64,6 +64,11 @@ pub struct Options {
     #[arg(long)]
     pub smt_isolate: bool,
 
+    /// Schedule vCPU threads only, and what else has the policy SCHED_EXT. All other tasks stay with
+    /// the kernel's scheduler, and come first
+    #[arg(long)]
+    pub partial: bool,
+
     /// Handoff socket for VMMs
     #[arg(long, value_name = "PATH", default_value = handoff::DEFAULT_SOCKET)]
     pub socket: PathBuf,

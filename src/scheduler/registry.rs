@@ -165,7 +165,11 @@ impl Vms {
     }
 }
 
-fn lookup_task(tasks: &MapHandle, pidfd: i32) -> Result<Option<intf::pv_task>> {
+/// What the BPF programs know of the thread behind a pidfd; `None` once it is gone.
+///
+/// # Errors
+/// When the map cannot be read for another reason.
+pub(super) fn lookup_task(tasks: &MapHandle, pidfd: i32) -> Result<Option<intf::pv_task>> {
     match tasks.lookup(&pidfd.to_ne_bytes(), MapFlags::ANY) {
         Ok(Some(bytes)) => intf::pv_task::from_bytes(&bytes).map(Some),
         Ok(None) => Ok(None),

@@ -152,6 +152,12 @@ pub struct Metrics {
     pub groups_missing: u64,
     #[stat(desc = "times that a task had to wait for the next period of its cgroup's cpu.max")]
     pub held_back: u64,
+    #[stat(desc = "times that a task of a higher scheduling class took a CPU")]
+    pub released: u64,
+    #[stat(desc = "--partial: vCPU threads that were given the policy SCHED_EXT")]
+    pub nr_switched: u64,
+    #[stat(desc = "--partial: vCPU threads left to the kernel's scheduler again, as they starved")]
+    pub handed_back: u64,
     #[stat(desc = "times that a guest's work changed a vCPU's weight")]
     pub reweighed: u64,
     #[stat(
@@ -223,6 +229,7 @@ impl Metrics {
         self.yields_to += cpu.yields_to;
         self.groups_missing += cpu.groups_missing;
         self.held_back += cpu.held_back;
+        self.released += cpu.released;
         let [running, entered, taken, handled, task] = &cpu.stage;
         for (sum, part) in [
             (&mut self.hint_to_running, running),
