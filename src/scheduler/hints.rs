@@ -77,22 +77,39 @@ pub fn kvm_is_loaded() -> bool {
     Path::new("/sys/module/kvm").exists() && Path::new("/sys/kernel/btf/kvm").exists()
 }
 
-/// The functions of the kvm module.
+/// Lists of the kernel's functions, the cheaper one first. It is empty in a service with systemd's
+/// `ProtectKernelTunables=`, and the other needs tracefs.
+const FUNCTIONS: [&str; 2] = [
+    "/proc/kallsyms",
+    "/sys/kernel/tracing/available_filter_functions",
+];
+
+/// The functions of the kvm module; none where the kernel shows none.
 ///
 /// # Errors
-/// When /proc/kallsyms cannot be read.
+/// When no list can be read.
 pub(super) fn kvm_functions() -> Result<BTreeSet<String>> {
-    let kallsyms = fs::read_to_string("/proc/kallsyms").context("cannot read /proc/kallsyms")?;
-    Ok(functions_in(&kallsyms))
+    let mut failed = None;
+    for path in FUNCTIONS {
+        match fs::read_to_string(path) {
+            Ok(list) => {
+                let found = functions_in(&list);
+                if !found.is_empty() {
+                    return Ok(found);
+                }
+            }
+            Err(error) => failed = Some(Err(error).context(format!("cannot read {path}"))),
+        }
+    }
+    failed.unwrap_or_else(|| Ok(BTreeSet::new()))
 }
 
-fn functions_in(kallsyms: &str) -> BTreeSet<String> {
-    kallsyms
-        .lines()
+/// Takes lines that end in `NAME [kvm]`.
+fn functions_in(list: &str) -> BTreeSet<String> {
+    list.lines()
         .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let name = words.nth(2)?;
-            (words.next()? == "[kvm]").then(|| name.to_owned())
+            let mut words = line.split_whitespace().rev();
+            (words.next()? == "[kvm]").then_some(words.next()?.to_owned())
         })
         .collect()
 }
@@ -200,6 +217,8 @@ mod tests {
     fn only_functions_of_kvm_count() {
         let text =
             "0000000000000000 t apic_timer_fn\t[kvm]\n0000 T kvm_vcpu_kick [other]\n0000 T x\n";
+        assert_eq!(functions_in(text), functions(&["apic_timer_fn"]));
+        let text = "vfs_read\napic_timer_fn [kvm]\nkvm_vcpu_kick [other]\n";
         assert_eq!(functions_in(text), functions(&["apic_timer_fn"]));
     }
 
