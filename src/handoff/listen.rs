@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use log::warn;
 use nix::errno::Errno;
 use nix::sys::socket::{
     bind, connect, listen, socket, AddressFamily, Backlog, SockFlag, SockType, UnixAddr,
@@ -41,18 +42,52 @@ pub(super) fn open_socket(
     let nobody = nix::sys::stat::Mode::empty();
     nix::sys::stat::fchmod(&listener, nobody).map_err(errno("set the mode of"))?;
     bind(listener.as_raw_fd(), &address).map_err(errno("bind"))?;
-    let (mode, gid) = match access {
-        Access::Mode { mode, gid } => (mode & 0o666, gid),
-        Access::LikeKvm => fs::metadata("/dev/kvm").map_or((0o600, None), |kvm| {
-            (kvm.permissions().mode() & 0o666, Some(kvm.gid()))
-        }),
+    let mode = match access {
+        Access::Mode { mode, gid } => {
+            give(path, gid).map_err(failed("set the group of"))?;
+            mode & 0o666
+        }
+        Access::LikeKvm => like_kvm(path),
     };
-    std::os::unix::fs::chown(path, None, gid).map_err(failed("set the group of"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .map_err(failed("set the mode of"))?;
     let file = fs::symlink_metadata(path).map_err(failed("look at"))?;
     listen(&listener, Backlog::new(128).expect("128 is a backlog")).map_err(errno("listen on"))?;
     Ok((listener, (file.dev(), file.ino())))
+}
+
+/// Gives the file to a group, unless it has that one already: a service manager may have forbidden
+/// chown(2), whatever it would change.
+fn give(path: &Path, gid: Option<u32>) -> io::Result<()> {
+    match gid {
+        Some(gid) if fs::symlink_metadata(path)?.gid() != gid => {
+            std::os::unix::fs::chown(path, None, Some(gid))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives the file to the group of /dev/kvm, and returns the mode that goes with it. Where a service
+/// manager keeps us from that, root's VMs are served at least.
+fn like_kvm(path: &Path) -> u32 {
+    let kvm = match fs::metadata("/dev/kvm") {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            if Path::new("/sys/class/misc/kvm").exists() {
+                warn!("only root can hand VMs over, as /dev/kvm is not to be seen here: {error}");
+            }
+            return 0o600;
+        }
+    };
+    let mode = kvm.permissions().mode() & 0o666;
+    match give(path, Some(kvm.gid())) {
+        Ok(()) => mode,
+        Err(error) => {
+            let path = path.display();
+            warn!("the group of /dev/kvm cannot hand VMs over: cannot give it {path}: {error}");
+            mode & 0o606
+        }
+    }
 }
 
 /// Removes the socket that a dead server left. A live one answers a connection.
