@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The host scheduler's start-up and exit codes; see `scx_pvsched::scheduler`.
 
+use std::io::IsTerminal;
 use std::mem::MaybeUninit;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,7 +74,12 @@ fn run(options: &Options) -> Result<()> {
         level,
         simplelog::Config::default(),
         simplelog::TerminalMode::Stderr,
-        simplelog::ColorChoice::Auto,
+        // By itself it goes by TERM alone, which a service or a redirection may have as well.
+        if std::io::stderr().is_terminal() {
+            simplelog::ColorChoice::Auto
+        } else {
+            simplelog::ColorChoice::Never
+        },
     )?;
 
     libbpf_rs::set_print(Some((
