@@ -1,6 +1,7 @@
 //! The source tree that the lab works for, and what has been built from it.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -47,4 +48,19 @@ impl Checkout {
 /// Where the guest driver for a kernel is put.
 pub fn module_path(lab: &Path, release: &str) -> PathBuf {
     lab.join("module").join(release).join("virtio_pvsched.ko")
+}
+
+/// Copies a folder and all in it.
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! The nested lab: boots a host VM whose kernel has sched_ext and KVM, and guests inside it, on a
 //! machine that has neither.
 //!
-//! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
+//! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`published`] builds
+//! programs of others, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
 //! [`hog`] loads the host, and [`latency`] measures. On both: [`agent`] and [`channel`] are the two ends
 //! over which commands run in a machine.
@@ -31,6 +32,7 @@ pub mod prepare;
 mod process;
 pub mod promises;
 pub mod protocol;
+pub mod published;
 mod qemu;
 pub mod root;
 pub mod topology;

@@ -21,6 +21,7 @@ use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
 use pvsched_lab::kernels::Kernel;
 use pvsched_lab::prepare::{prepare, sweep};
 use pvsched_lab::promises;
+use pvsched_lab::published::{Published, LOADER, OTHER_SCHEDULER};
 use pvsched_lab::topology::Topology;
 use pvsched_lab::{agent, module};
 
@@ -77,6 +78,14 @@ enum Action {
     },
     /// Build the guest driver for the kernels that have headers
     Module,
+    /// Build the scx project's loader with scx_pvsched among its schedulers; needs no root
+    Loader {
+        /// Cargo's profile: dev, or release for use outside of the lab
+        #[arg(long, default_value = "dev", value_name = "NAME")]
+        profile: String,
+    },
+    /// Build a published scheduler that the loader knows too, for the tests that switch
+    OtherScheduler,
     /// Inside the host VM: boot a guest and run a command in it
     Guest(GuestArgs),
     /// Compare the kernel's scheduler and scx_pvsched side by side
@@ -201,6 +210,8 @@ fn act(action: Action) -> Result<u8> {
                 println!("{}", module.display());
             }
         }
+        Action::Loader { profile } => build(&LOADER, &profile)?,
+        Action::OtherScheduler => build(&OTHER_SCHEDULER, "dev")?,
         Action::Promises {
             host,
             only,
@@ -215,6 +226,12 @@ fn act(action: Action) -> Result<u8> {
         Action::Agent { heartbeat } => agent::serve(heartbeat.map(Duration::from_secs))?,
     }
     Ok(0)
+}
+
+fn build(program: &Published, profile: &str) -> Result<()> {
+    let built = program.build(&Checkout::find()?, profile)?;
+    println!("{}", built.display());
+    Ok(())
 }
 
 /// Until killed. Counted in the thread's own time, so that it is as long however often the CPU is

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use anyhow::{ensure, Context, Result};
 
 use crate::cache::Cache;
-use crate::checkout::{module_path, Checkout};
+use crate::checkout::{copy_tree, module_path, Checkout};
 use crate::kernels::{Kernel, Kernels};
 use crate::process;
 use crate::root::Root;
@@ -71,20 +71,6 @@ fn build_for(root: &Root, checkout: &Checkout, release: &str, module: &Path) -> 
     process::run_logged(&mut make, &log)?;
     fs::rename(work.path().join("guest/driver/virtio_pvsched.ko"), module)
         .context("the Kbuild made no virtio_pvsched.ko")
-}
-
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), &target)?;
-        }
-    }
-    Ok(())
 }
 
 fn newest_change(path: &Path) -> Result<SystemTime> {
