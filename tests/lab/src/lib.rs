@@ -4,7 +4,7 @@
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`published`] builds
 //! programs of others, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
-//! [`hog`] loads the host, and [`latency`] measures. On both: [`agent`] and [`channel`] are the two ends
+//! [`hog`] loads the host, and [`latency`] measures; [`systemd`] manages services. On both: [`agent`] and [`channel`] are the two ends
 //! over which commands run in a machine.
 
 pub mod accel;
@@ -35,5 +35,6 @@ pub mod protocol;
 pub mod published;
 mod qemu;
 pub mod root;
+pub mod systemd;
 pub mod topology;
 mod vmlinux;

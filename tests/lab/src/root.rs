@@ -31,6 +31,7 @@ const PACKAGES: &[&str] = &[
     "libssl3t64",
     "make",
     "pahole",
+    "polkitd",
     "procps",
     "psmisc",
     "qemu-system-x86",
