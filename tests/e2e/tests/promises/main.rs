@@ -20,5 +20,6 @@ mod partial;
 mod placement;
 mod priority;
 mod protocol;
+mod service;
 mod vm;
 mod weights;
