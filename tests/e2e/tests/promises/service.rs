@@ -162,7 +162,7 @@ fn scx_service_starts_it_with_its_flags_and_brings_it_back() -> Result<()> {
         let wrong = "SCX_FLAGS_OVERRIDE=--no-such-option";
         systemd.run("systemctl", &["set-environment", wrong])?;
         systemd.run("systemctl", &["start", "scx"])?;
-        eventually("systemd gives up", margins::AT_ONCE, || {
+        eventually("systemd gives up", margins::START, || {
             Ok((property("ActiveState")? == "failed").then_some(()))
         })?;
         told("--no-such-option")?;
