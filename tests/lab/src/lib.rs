@@ -3,8 +3,8 @@
 //!
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
-//! [`hog`] loads the host, and [`latency`] measures. On both: [`agent`] and [`channel`] are the two ends
-//! over which commands run in a machine.
+//! [`hog`] loads the host, [`latency`] measures, and [`kernel_log`] has what the kernel complains of.
+//! On both: [`agent`] and [`channel`] are the two ends over which commands run in a machine.
 
 pub mod accel;
 pub mod agent;
@@ -19,8 +19,10 @@ pub mod guest;
 mod guest_initrd;
 pub mod here;
 pub mod hog;
+pub mod host_args;
 pub mod host_vm;
 mod initrd;
+pub mod kernel_log;
 pub mod kernels;
 pub mod latency;
 mod mirror;
