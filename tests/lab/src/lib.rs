@@ -4,6 +4,7 @@
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
 //! [`hog`] loads the host, [`latency`] measures, and [`kernel_log`] has what the kernel complains of.
+//! [`matrix`] tries one host kernel after another.
 //! On both: [`agent`] and [`channel`] are the two ends over which commands run in a machine.
 
 pub mod accel;
@@ -25,6 +26,7 @@ mod initrd;
 pub mod kernel_log;
 pub mod kernels;
 pub mod latency;
+pub mod matrix;
 mod mirror;
 pub mod module;
 pub mod network;
@@ -35,5 +37,6 @@ pub mod promises;
 pub mod protocol;
 mod qemu;
 pub mod root;
+pub mod survey;
 pub mod topology;
 mod vmlinux;

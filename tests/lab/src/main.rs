@@ -18,8 +18,10 @@ use pvsched_lab::guest::Guest;
 use pvsched_lab::here;
 use pvsched_lab::host_args::{HostArgs, MachineArgs};
 use pvsched_lab::host_vm::{console_tail, End, Setup};
-use pvsched_lab::kernels::Kernel;
-use pvsched_lab::prepare::{prepare, sweep};
+use pvsched_lab::kernels::{Kernel, Offer};
+use pvsched_lab::matrix::{self, Table};
+use pvsched_lab::prepare::{offered, prepare, sweep};
+use pvsched_lab::survey::Findings;
 use pvsched_lab::{agent, module, promises};
 
 /// The lab itself failed; the command's own statuses pass through.
@@ -76,12 +78,17 @@ enum Action {
         /// The tests' binary
         binary: PathBuf,
     },
+    /// Try scx_pvsched on the newest kernel of each series, and print a table
+    Matrix(MatrixArgs),
     /// Build the guest driver for the kernels that have headers
     Module,
     /// Inside the host VM: boot a guest and run a command in it
     Guest(GuestArgs),
     /// Compare the kernel's scheduler and scx_pvsched side by side
     Demo(DemoArgs),
+    /// Inside the host VM: find out what its kernel can do with scx_pvsched
+    #[command(hide = true)]
+    Survey,
     /// Inside a VM: serve the lab's port
     #[command(hide = true)]
     Agent {
@@ -141,6 +148,15 @@ struct DemoArgs {
     inside: bool,
 }
 
+#[derive(Args)]
+struct MatrixArgs {
+    /// Only this series; may be given several times [default: all that the mirror has from 6.16 on]
+    #[arg(long, value_name = "SERIES")]
+    only: Vec<Kernel>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().action) {
         Ok(status) => ExitCode::from(status),
@@ -184,6 +200,8 @@ fn act(action: Action) -> Result<u8> {
         } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
+        Action::Matrix(args) => return tabulate(args),
+        Action::Survey => matrix::print(&Findings::make())?,
         Action::Burn { busy, idle } => {
             burn(Duration::from_millis(busy), Duration::from_millis(idle))
         }
@@ -356,4 +374,31 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
         println!("report: {}", report.display());
     }
     Ok(status)
+}
+
+fn tabulate(args: MatrixArgs) -> Result<u8> {
+    let MatrixArgs { only, machine } = args;
+    let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+    sweep(&cache)?;
+    let offer = if only.is_empty() {
+        offered(&cache, Kernel::V6_16)?
+    } else {
+        Offer {
+            whole: only,
+            ..Offer::default()
+        }
+    };
+    let kernels = offer.whole;
+    // The newest of each, also where an older one is there.
+    drop(prepare(&cache, &kernels, true)?);
+    let _lock = prepare(&cache, &kernels, false)?;
+    // Of no account: each row has its own.
+    let kernel = Kernel::V6_18;
+    let options = HostArgs { kernel, machine }.settled(&cache, &checkout)?;
+    let table = Table::make(&cache, &checkout, &options, &kernels)?;
+    print!("{table}");
+    for kernel in offer.in_parts {
+        println!("{kernel}: the mirror has no modules of it, without which no host VM boots");
+    }
+    Ok(u8::from(!table.is_good()))
 }
