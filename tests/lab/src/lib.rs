@@ -4,7 +4,7 @@
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
 //! [`hog`] loads the host, [`latency`] measures, and [`kernel_log`] has what the kernel complains of.
-//! [`matrix`] tries one host kernel after another.
+//! [`matrix`] tries one host kernel after another, and [`steady`] mixes everything at random.
 //! On both: [`agent`] and [`channel`] are the two ends over which commands run in a machine.
 
 pub mod accel;
@@ -37,6 +37,7 @@ pub mod promises;
 pub mod protocol;
 mod qemu;
 pub mod root;
+pub mod steady;
 pub mod survey;
 pub mod topology;
 mod vmlinux;

@@ -22,7 +22,7 @@ use pvsched_lab::kernels::{Kernel, Offer};
 use pvsched_lab::matrix::{self, Table};
 use pvsched_lab::prepare::{offered, prepare, sweep};
 use pvsched_lab::survey::Findings;
-use pvsched_lab::{agent, module, promises};
+use pvsched_lab::{agent, module, promises, steady};
 
 /// The lab itself failed; the command's own statuses pass through.
 const LAB_FAILED: u8 = 125;
@@ -78,6 +78,8 @@ enum Action {
         /// The tests' binary
         binary: PathBuf,
     },
+    /// Mix everything at random under scx_pvsched in a fresh host VM, and watch that it stays steady
+    Steady(SteadyArgs),
     /// Try scx_pvsched on the newest kernel of each series, and print a table
     Matrix(MatrixArgs),
     /// Build the guest driver for the kernels that have headers
@@ -149,6 +151,17 @@ struct DemoArgs {
 }
 
 #[derive(Args)]
+struct SteadyArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    options: steady::Options,
+    /// What runs inside the host VM
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+#[derive(Args)]
 struct MatrixArgs {
     /// Only this series; may be given several times [default: all that the mirror has from 6.16 on]
     #[arg(long, value_name = "SERIES")]
@@ -200,6 +213,7 @@ fn act(action: Action) -> Result<u8> {
         } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
+        Action::Steady(args) => return mix(args),
         Action::Matrix(args) => return tabulate(args),
         Action::Survey => matrix::print(&Findings::make())?,
         Action::Burn { busy, idle } => {
@@ -374,6 +388,24 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
         println!("report: {}", report.display());
     }
     Ok(status)
+}
+
+fn mix(args: SteadyArgs) -> Result<u8> {
+    let SteadyArgs {
+        host,
+        options,
+        inside,
+    } = args;
+    if inside {
+        println!("{}", steady::run(&options)?);
+        return Ok(0);
+    }
+    eprintln!("lab: seed {}", options.seed);
+    let mut command = ["pvsched-lab", "steady", "--inside"]
+        .map(str::to_owned)
+        .to_vec();
+    command.extend(options.arguments());
+    run(host, options.limit(), &command)
 }
 
 fn tabulate(args: MatrixArgs) -> Result<u8> {

@@ -19,5 +19,6 @@ mod leftovers;
 mod placement;
 mod priority;
 mod protocol;
+mod steady;
 mod vm;
 mod weights;
