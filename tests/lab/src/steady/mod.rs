@@ -30,8 +30,9 @@ use pool::Pool;
 pub use report::Report;
 use watch::{Held, Watch};
 
-/// The kernel ends a scheduler that did not say how to cope with other CPUs, and it starts again.
-pub const EXPECTED_EXIT: &str = "unregistered from the main kernel";
+/// How the kernel tells that a scheduler ended because a CPU goes, of which its own program learns first,
+/// or comes. It starts again.
+pub const CPU_EXITS: [&str; 2] = ["unregistered from BPF", "unregistered from the main kernel"];
 
 /// Beyond the mix itself, for its beginning and end: guests that boot, others that power off.
 const AROUND: Duration = Duration::from_secs(400);
@@ -219,7 +220,7 @@ impl Mix {
 pub fn run(options: &Options) -> Result<Report> {
     let log = KernelLog::mark()?;
     let report = mix(options);
-    let complaints = log.complaints(&[EXPECTED_EXIT])?;
+    let complaints = log.complaints(&CPU_EXITS)?;
     if !complaints.is_empty() {
         let complained = format!("the kernel complained:\n{}", complaints.join("\n"));
         return match report {
@@ -266,7 +267,7 @@ fn mix(options: &Options) -> Result<Report> {
             format!(
                 "seed {}, after {:.0?}; the scheduler's log ends so:\n{}",
                 options.seed,
-                watch.seen(),
+                watch.seen,
                 scheduler.log_end()
             )
         });
