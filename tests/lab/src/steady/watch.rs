@@ -51,15 +51,11 @@ pub struct Watch {
     pub overslept: Duration,
     /// VMs of which the scheduler knew vCPUs, by name.
     pub served: BTreeSet<String>,
-    seen: Duration,
+    /// For how long has been watched.
+    pub seen: Duration,
 }
 
 impl Watch {
-    /// For how long has been watched.
-    pub fn seen(&self) -> Duration {
-        self.seen
-    }
-
     /// Watches until the mix is over.
     ///
     /// # Errors
