@@ -18,6 +18,7 @@
 #include "placement.bpf.h"
 #include "capacity.bpf.h"
 #include "bandwidth.bpf.h"
+#include "hotplug.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 

@@ -8,7 +8,6 @@
 
 pub mod guest_pages;
 pub mod host;
-mod kernel_log;
 pub mod margins;
 
 use std::env;
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 
-pub use kernel_log::KernelLog;
+pub use pvsched_lab::kernel_log::KernelLog;
 
 /// Runs the body of a test, and then fails it too if the kernel has complained meanwhile.
 pub fn promise(body: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -105,9 +105,19 @@ impl Scheduler {
         self.daemon.log()
     }
 
+    /// A sentence about its log, with the end of that.
+    pub fn log_end(&self) -> String {
+        self.daemon.failure("says")
+    }
+
+    /// Whether its process is there; the kernel may not have it just now.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.daemon.ended(), Ok(None))
+    }
+
     /// Whether it runs and the kernel has it.
     pub fn is_attached(&mut self) -> bool {
-        matches!(self.daemon.ended(), Ok(None)) && attached()
+        self.is_running() && attached()
     }
 
     /// Every statistic, as `scx_pvsched --help-stats` describes them.
@@ -269,6 +279,8 @@ pub struct VmOptions {
     pub smp: Option<String>,
     pub kernel: Kernel,
     pub memory_mib: u32,
+    /// How long its boot may take, where that is not for the guest's builder to say.
+    pub boot_limit: Option<Duration>,
     /// Whether it has a network with this machine.
     pub network: bool,
     /// Whether the driver is loaded.
@@ -289,6 +301,7 @@ impl Default for VmOptions {
             smp: None,
             kernel: Kernel::Newest,
             memory_mib: 256,
+            boot_limit: None,
             network: false,
             driver: true,
             agent: true,
@@ -316,16 +329,18 @@ impl Vm {
             .smp
             .clone()
             .unwrap_or_else(|| options.vcpus.to_string());
-        let guest = Guest::builder()
+        let mut guest = Guest::builder()
             .name(&options.name)
             .smp(smp)
             .kernel(options.kernel)
             .memory_mib(options.memory_mib)
             .network(options.network)
             .device(device.socket())
-            .qmp(device.qmp())
-            .boot()
-            .with_context(|| device.failure("stood by"))?;
+            .qmp(device.qmp());
+        if let Some(limit) = options.boot_limit {
+            guest = guest.boot_limit(limit);
+        }
+        let guest = guest.boot().with_context(|| device.failure("stood by"))?;
         let mut vm = Self {
             agent: None,
             guest,

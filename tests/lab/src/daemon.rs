@@ -35,6 +35,22 @@ fn log_folder() -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// A log of its own for whatever has this name.
+pub fn new_log(name: &str) -> Result<(PathBuf, File)> {
+    let number = NEXT_LOG.fetch_add(1, Ordering::Relaxed);
+    let log = log_folder()?.join(format!("{number:03}-{name}.log"));
+    // Written through: where the reports are shared by 9p, opening a file to read it drops what
+    // was written to it and has not reached the machine yet.
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(libc::O_DSYNC)
+        .open(&log)
+        .with_context(|| format!("cannot make {}", log.display()))?;
+    Ok((log, file))
+}
+
 /// A running child process; killed when dropped, and its log shown if a test has panicked.
 #[derive(Debug)]
 pub struct Daemon {
@@ -51,17 +67,7 @@ impl Daemon {
         I: IntoIterator<Item = A>,
         A: AsRef<OsStr>,
     {
-        let number = NEXT_LOG.fetch_add(1, Ordering::Relaxed);
-        let log = log_folder()?.join(format!("{number:03}-{name}.log"));
-        // Written through: where the reports are shared by 9p, opening a file to read it drops what
-        // was written to it and has not reached the machine yet.
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .custom_flags(libc::O_DSYNC)
-            .open(&log)
-            .with_context(|| format!("cannot make {}", log.display()))?;
+        let (log, file) = new_log(name)?;
         // setpriv becomes the program, so the process id is the program's.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])

@@ -99,7 +99,7 @@ pub struct Options {
         value_name = "CELLS"
     )]
     pub cells: Vec<Cell>,
-    /// Kernel of the guest: 6.12, 6.18 or newest
+    /// Kernel of the guest: a series such as 6.12, or newest
     #[arg(long, default_value_t = Kernel::Newest, value_name = "SERIES")]
     pub guest_kernel: Kernel,
     /// Busy host tasks [default: 2 for each host CPU]

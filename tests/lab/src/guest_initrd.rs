@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::checkout::Checkout;
 use crate::initrd::Initrd;
-use crate::kernels::{Kernel, Kernels};
+use crate::kernels::Kernels;
 use crate::root::Root;
 use crate::{paths, process};
 
@@ -59,8 +59,7 @@ pub fn write_all(
         strip(root, &path, stripped.path())?;
         common.program(&format!("bin/{name}"), stripped.path(), root)?;
     }
-    for kernel in Kernel::ALL {
-        let release = kernels.release(kernel)?;
+    for release in kernels.releases()? {
         let mut initrd = common.clone();
         initrd.modules(kernels, &release, MODULES)?;
         if let Some(module) = checkout.module(&release) {

@@ -120,6 +120,11 @@ impl<'a> Setup<'a> {
         })
     }
 
+    /// The kernel that its host VMs run.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
     pub(crate) fn root(&self) -> &Root {
         &self.root
     }

@@ -1,5 +1,6 @@
 //! Debian's kernels, chosen by series and unpacked, never installed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,50 +8,56 @@ use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{bail, Context, Error, Result};
+use tempfile::TempDir;
 
 use crate::cache::Cache;
 use crate::root::Root;
 use crate::{process, vmlinux};
 
 /// A kernel series. The patch release is whatever the archive has: it drops the older ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kernel {
-    /// Debian stable's, without sched_ext: a guest kernel.
-    V6_12,
-    /// The long-term series with sched_ext.
-    V6_18,
+    /// The newest of a series, by its major and minor number.
+    Series(u32, u32),
     /// The newest that the archive has, with headers.
     Newest,
 }
 
 impl Kernel {
-    /// Every series the lab prepares. To add one, add a variant, its name and its prefix here.
-    pub const ALL: [Self; 3] = [Self::V6_12, Self::V6_18, Self::Newest];
+    /// Debian stable's, without sched_ext: a guest kernel.
+    pub const V6_12: Self = Self::Series(6, 12);
 
-    /// The series a module can be built for: the others' headers are not in the archive.
+    /// The long-term series with sched_ext.
+    pub const V6_18: Self = Self::Series(6, 18);
+
+    /// The first of Debian's that can run the scheduler.
+    pub const V6_16: Self = Self::Series(6, 16);
+
+    /// What the lab always prepares; any other is fetched when it is first asked for.
+    pub const PREPARED: [Self; 3] = [Self::V6_12, Self::V6_18, Self::Newest];
+
+    /// What a module is built for: the others' headers are not in the archive.
     pub const WITH_HEADERS: [Self; 2] = [Self::V6_12, Self::Newest];
 
-    pub fn name(self) -> &'static str {
+    /// The version numbers that make the series.
+    fn prefix(self) -> Vec<u32> {
         match self {
-            Self::V6_12 => "6.12",
-            Self::V6_18 => "6.18",
-            Self::Newest => "newest",
+            Self::Series(major, minor) => vec![major, minor],
+            Self::Newest => Vec::new(),
         }
     }
 
-    /// The version numbers that make the series.
-    fn prefix(self) -> &'static [u32] {
-        match self {
-            Self::V6_12 => &[6, 12],
-            Self::V6_18 => &[6, 18],
-            Self::Newest => &[],
-        }
+    fn has_headers(self) -> bool {
+        Self::WITH_HEADERS.contains(&self)
     }
 }
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Series(major, minor) => f.pad(&format!("{major}.{minor}")),
+            Self::Newest => f.pad("newest"),
+        }
     }
 }
 
@@ -58,10 +65,17 @@ impl FromStr for Kernel {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|kernel| kernel.name() == name)
-            .with_context(|| format!("no kernel {name}; there are 6.12, 6.18 and newest"))
+        let number = |digits: &str| {
+            // Numbers only in the form in which they are printed: the name is a file's name, too.
+            let number = digits.parse::<u32>().ok()?;
+            (number.to_string() == digits).then_some(number)
+        };
+        if name == "newest" {
+            return Ok(Self::Newest);
+        }
+        name.split_once('.')
+            .and_then(|(major, minor)| Some(Self::Series(number(major)?, number(minor)?)))
+            .with_context(|| format!("{name} is no kernel series such as 6.18, nor newest"))
     }
 }
 
@@ -84,8 +98,8 @@ impl Kernels {
 
     /// The release that stands for a series, such as `6.18.15+deb13-amd64`.
     pub fn release(&self, kernel: Kernel) -> Result<String> {
-        let release = fs::read_to_string(self.0.join(kernel.name())).with_context(|| {
-            format!("kernel {kernel} is not prepared; run `scripts/lab prepare`")
+        let release = fs::read_to_string(self.0.join(kernel.to_string())).with_context(|| {
+            format!("kernel {kernel} is not prepared; run `scripts/lab prepare --kernel {kernel}`")
         })?;
         Ok(release.trim_end().to_owned())
     }
@@ -95,50 +109,89 @@ impl Kernels {
         self.0.join(release)
     }
 
-    /// Whether every series has its kernel.
-    pub fn complete(&self) -> bool {
-        Kernel::ALL.into_iter().all(|kernel| {
-            self.release(kernel)
-                .is_ok_and(|release| self.folder(&release).join("vmlinux").exists())
+    fn has(&self, release: &str) -> bool {
+        self.folder(release).join("vmlinux").exists()
+    }
+
+    /// The releases that are there for any series.
+    pub fn releases(&self) -> Result<BTreeSet<String>> {
+        let mut releases = BTreeSet::new();
+        for entry in fs::read_dir(&self.0)? {
+            let name = entry?.file_name();
+            if let Some(Ok(kernel)) = name.to_str().map(str::parse) {
+                releases.insert(self.release(kernel)?);
+            }
+        }
+        releases.retain(|release| self.has(release));
+        Ok(releases)
+    }
+
+    /// Whether each of these has its release, and its headers if it is one with headers.
+    pub fn complete(&self, root: &Root, kernels: &[Kernel]) -> bool {
+        kernels.iter().all(|kernel| {
+            self.release(*kernel).is_ok_and(|release| {
+                self.has(&release) && (!kernel.has_headers() || headers(root, &release).exists())
+            })
         })
     }
 
-    /// Fetches what is missing; with `refresh`, also what the archive has newer.
-    pub fn prepare(&self, root: &Root, cache: &Cache, refresh: bool) -> Result<()> {
-        if self.complete() && !refresh {
+    /// What the archive has from `first` on.
+    pub fn offered(root: &Root, cache: &Cache, first: Kernel) -> Result<Offer> {
+        let names = Names::in_archive(root, cache)?;
+        Ok(offer(&names.get(), first))
+    }
+
+    /// Fetches what of these is missing; with `refresh`, also what the archive has newer.
+    pub fn prepare(
+        &self,
+        root: &Root,
+        cache: &Cache,
+        kernels: &[Kernel],
+        refresh: bool,
+    ) -> Result<()> {
+        let missing: Vec<_> = kernels
+            .iter()
+            .filter(|kernel| refresh || !self.complete(root, &[**kernel]))
+            .collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        process::run_logged(root.enter("apt-get").arg("update"), &cache.log())?;
-        let pattern = "^linux-(image|headers)-[0-9]";
-        let names =
-            process::text(
-                root.enter("apt-cache")
-                    .args(["search", "--names-only", pattern]),
-            )?;
-        let names: Vec<_> = names
-            .lines()
-            .filter_map(|line| line.split(' ').next())
-            .collect();
-        for kernel in Kernel::ALL {
-            let with_headers = Kernel::WITH_HEADERS.contains(&kernel);
-            let release = newest(&names, kernel.prefix(), with_headers).with_context(|| {
-                format!("the archive has no kernel for {kernel}; choose another in kernels.rs")
+        let names = Names::in_archive(root, cache)?;
+        let names = names.get();
+        for kernel in missing {
+            let with_headers = kernel.has_headers();
+            let release = newest(&names, &kernel.prefix(), with_headers).with_context(|| {
+                let all = offer(&names, Kernel::Series(0, 0)).whole;
+                let all: Vec<_> = all.iter().map(Kernel::to_string).collect();
+                format!(
+                    "the archive has no whole kernel {kernel}; it has {}",
+                    all.join(", ")
+                )
             })?;
-            if !self.folder(&release).join("vmlinux").exists() {
+            if !self.has(&release) {
                 eprintln!("lab: fetching kernel {release}");
-                self.fetch(root, cache, &release, with_headers)
+                self.fetch(root, cache, &release)
                     .with_context(|| format!("kernel {release}"))?;
             }
-            fs::write(self.0.join(kernel.name()), format!("{release}\n"))?;
+            if with_headers && !headers(root, &release).exists() {
+                self.fetch_headers(root, cache, &release)
+                    .with_context(|| format!("the headers of kernel {release}"))?;
+            }
+            fs::write(self.0.join(kernel.to_string()), format!("{release}\n"))?;
         }
         Ok(())
     }
 
-    fn fetch(&self, root: &Root, cache: &Cache, release: &str, with_headers: bool) -> Result<()> {
+    /// A folder beside the kernels, for what is being fetched.
+    fn work(&self) -> Result<TempDir> {
         fs::create_dir_all(&self.0)?;
-        let work = tempfile::Builder::new()
+        Ok(tempfile::Builder::new()
             .prefix("fetch.")
-            .tempdir_in(&self.0)?;
+            .tempdir_in(&self.0)?)
+    }
+
+    fn fetch(&self, root: &Root, cache: &Cache, release: &str) -> Result<()> {
+        let work = self.work()?;
         let debs = work.path().join("debs");
         let tree = work.path().join("tree");
         fs::create_dir(&debs)?;
@@ -166,12 +219,6 @@ impl Kernels {
         // depmod wants the tree under lib/modules.
         depmod.args(["-c", "mkdir -p /tmp/lib && ln -s /build/modules /tmp/lib/modules && exec depmod -b /tmp \"$1\"", "sh", release]);
         process::run_logged(&mut depmod, &cache.log())?;
-        if with_headers {
-            let debs = work.path().join("headers");
-            fs::create_dir(&debs)?;
-            download(root, cache, &debs, &header_packages(root, release)?)?;
-            unpack(&debs, root.path(), cache)?;
-        }
         let folder = self.folder(release);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
@@ -179,6 +226,69 @@ impl Kernels {
         fs::rename(&ready, folder)?;
         Ok(())
     }
+
+    /// They go into the root, where modules are built.
+    fn fetch_headers(&self, root: &Root, cache: &Cache, release: &str) -> Result<()> {
+        let work = self.work()?;
+        download(root, cache, work.path(), &header_packages(root, release)?)?;
+        unpack(work.path(), root.path(), cache)
+    }
+}
+
+/// Where a release's headers are once they have been unpacked.
+fn headers(root: &Root, release: &str) -> PathBuf {
+    root.path().join(format!("usr/src/linux-headers-{release}"))
+}
+
+/// The archive's packages of kernels and headers, by name.
+struct Names(String);
+
+impl Names {
+    fn in_archive(root: &Root, cache: &Cache) -> Result<Self> {
+        process::run_logged(root.enter("apt-get").arg("update"), &cache.log())?;
+        let pattern = "^linux-(image|binary|modules|headers)-[0-9]";
+        let mut search = root.enter("apt-cache");
+        search.args(["search", "--names-only", pattern]);
+        process::text(&mut search).map(Self)
+    }
+
+    fn get(&self) -> Vec<&str> {
+        self.0
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect()
+    }
+}
+
+/// The series of an archive, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Those with a release of which every part is there.
+    pub whole: Vec<Kernel>,
+    /// Those without: an archive that keeps old releases may have lost their modules.
+    pub in_parts: Vec<Kernel>,
+}
+
+fn offer(names: &[&str], first: Kernel) -> Offer {
+    let series: BTreeSet<_> = names
+        .iter()
+        .filter_map(|name| version(name.strip_prefix("linux-image-")?))
+        .filter_map(|version| match version[..] {
+            [major, minor, ..] => Some(Kernel::Series(major, minor)),
+            _ => None,
+        })
+        .filter(|kernel| *kernel >= first)
+        .collect();
+    let (whole, in_parts) = series
+        .into_iter()
+        .partition(|kernel| newest(names, &kernel.prefix(), false).is_some());
+    Offer { whole, in_parts }
+}
+
+/// Whether an image that is split into packages comes with all that a lab machine needs of it.
+fn is_whole(names: &[&str], release: &str) -> bool {
+    let has = |kind: &str| names.contains(&format!("linux-{kind}-{release}").as_str());
+    !has("binary") || has("modules")
 }
 
 /// The packages that make up the image: one, or several of the same version, by their age.
@@ -239,7 +349,7 @@ fn newest(names: &[&str], prefix: &[u32], with_headers: bool) -> Option<String> 
         .iter()
         .filter_map(|name| name.strip_prefix("linux-image-"))
         .filter_map(|release| Some((version(release)?, release)))
-        .filter(|(version, _)| version.starts_with(prefix))
+        .filter(|(version, release)| version.starts_with(prefix) && is_whole(names, release))
         .filter(|(_, release)| {
             !with_headers
                 || names
@@ -285,9 +395,9 @@ mod tests {
 
     #[test]
     fn versions_are_compared_by_number() {
-        let found = newest(NAMES, Kernel::V6_12.prefix(), true);
+        let found = newest(NAMES, &Kernel::V6_12.prefix(), true);
         assert_eq!(found.as_deref(), Some("6.12.107+deb13-amd64"));
-        let found = newest(NAMES, Kernel::V6_18.prefix(), false);
+        let found = newest(NAMES, &Kernel::V6_18.prefix(), false);
         assert_eq!(found.as_deref(), Some("6.18.15+deb13-amd64"));
     }
 
@@ -302,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_series_without_headers_or_kernels_is_not_found() {
-        assert_eq!(newest(NAMES, Kernel::V6_18.prefix(), true), None);
+        assert_eq!(newest(NAMES, &Kernel::V6_18.prefix(), true), None);
         assert_eq!(newest(NAMES, &[6, 1], false), None);
     }
 
@@ -312,6 +422,71 @@ mod tests {
             newest(&["linux-image-6.180.1+deb13-amd64"], &[6, 18], false),
             None
         );
+    }
+
+    #[test]
+    fn every_series_is_found_once_and_in_order() {
+        let all = offer(NAMES, Kernel::V6_16);
+        let wanted = [Kernel::V6_18, Kernel::Series(7, 2), Kernel::Series(7, 3)];
+        assert_eq!((&all.whole[..], &all.in_parts[..]), (&wanted[..], &[][..]));
+        assert!(Kernel::Series(6, 9) < Kernel::V6_12 && Kernel::Series(7, 3) < Kernel::Newest);
+    }
+
+    #[test]
+    fn a_release_that_has_lost_its_modules_is_none() {
+        let mut names = vec![
+            "linux-image-6.19.6+deb13-amd64",
+            "linux-binary-6.19.6+deb13-amd64",
+            "linux-image-6.19.4+deb13-amd64",
+            "linux-binary-6.19.4+deb13-amd64",
+        ];
+        let series = vec![Kernel::Series(6, 19)];
+        assert_eq!(offer(&names, Kernel::V6_16).in_parts, series);
+        names.push("linux-modules-6.19.4+deb13-amd64");
+        assert_eq!(offer(&names, Kernel::V6_16).whole, series);
+        let found = newest(&names, &[6, 19], false);
+        assert_eq!(found.as_deref(), Some("6.19.4+deb13-amd64"));
+    }
+
+    #[test]
+    fn a_series_is_named_by_its_numbers() {
+        for name in ["6.12", "7.10", "newest"] {
+            let kernel: Kernel = name.parse().unwrap();
+            assert_eq!(kernel.to_string(), name);
+        }
+        for name in [
+            "",
+            "6",
+            "6.",
+            "6.18.15",
+            "6.018",
+            "+6.18",
+            "6.18+deb13-amd64",
+            "new",
+        ] {
+            assert!(name.parse::<Kernel>().is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn releases_are_those_that_a_series_stands_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let kernels = Kernels::at(folder.path());
+        for (name, release) in [
+            ("6.18", "6.18.15-a"),
+            ("7.3", "7.3.4-a"),
+            ("newest", "7.3.4-a"),
+        ] {
+            fs::write(folder.path().join(name), format!("{release}\n")).unwrap();
+            fs::create_dir_all(kernels.folder(release)).unwrap();
+        }
+        // Interrupted: it has no kernel yet.
+        fs::write(folder.path().join("7.1"), "7.1.1-a\n").unwrap();
+        for release in ["6.18.15-a", "7.3.4-a"] {
+            fs::write(kernels.folder(release).join("vmlinux"), "").unwrap();
+        }
+        let releases: Vec<_> = kernels.releases().unwrap().into_iter().collect();
+        assert_eq!(releases, ["6.18.15-a", "7.3.4-a"]);
     }
 
     #[test]

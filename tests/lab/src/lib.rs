@@ -4,8 +4,10 @@
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`published`] builds
 //! programs of others, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
-//! [`hog`] loads the host, and [`latency`] measures; [`systemd`] manages services. On both: [`agent`] and [`channel`] are the two ends
-//! over which commands run in a machine.
+//! [`hog`] loads the host, [`latency`] measures, [`systemd`] manages services, and [`kernel_log`] has
+//! what the kernel complains of. [`matrix`] tries one host kernel after another, and [`steady`] mixes
+//! everything at random. On both: [`agent`] and [`channel`] are the two ends over which commands run in
+//! a machine.
 
 pub mod accel;
 pub mod agent;
@@ -20,10 +22,13 @@ pub mod guest;
 mod guest_initrd;
 pub mod here;
 pub mod hog;
+pub mod host_args;
 pub mod host_vm;
 mod initrd;
+pub mod kernel_log;
 pub mod kernels;
 pub mod latency;
+pub mod matrix;
 mod mirror;
 pub mod module;
 pub mod network;
@@ -35,6 +40,8 @@ pub mod protocol;
 pub mod published;
 mod qemu;
 pub mod root;
+pub mod steady;
+pub mod survey;
 pub mod systemd;
 pub mod topology;
 mod vmlinux;

@@ -6,24 +6,24 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use nix::time::{clock_gettime, ClockId};
 
-use pvsched_lab::accel::Accel;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
 use pvsched_lab::checkout::Checkout;
 use pvsched_lab::demo;
 use pvsched_lab::guest::Guest;
 use pvsched_lab::here;
-use pvsched_lab::host_vm::{console_tail, End, Options, Setup};
-use pvsched_lab::kernels::Kernel;
-use pvsched_lab::prepare::{prepare, sweep};
-use pvsched_lab::promises;
+use pvsched_lab::host_args::{HostArgs, MachineArgs};
+use pvsched_lab::host_vm::{console_tail, End, Setup};
+use pvsched_lab::kernels::{Kernel, Offer};
+use pvsched_lab::matrix::{self, Table};
+use pvsched_lab::prepare::{offered, prepare, sweep};
 use pvsched_lab::published::{Published, LOADER, OTHER_SCHEDULER};
-use pvsched_lab::topology::Topology;
-use pvsched_lab::{agent, module};
+use pvsched_lab::survey::Findings;
+use pvsched_lab::{agent, module, promises, steady};
 
 /// The lab itself failed; the command's own statuses pass through.
 const LAB_FAILED: u8 = 125;
@@ -43,6 +43,9 @@ struct Cli {
 enum Action {
     /// Make what is missing in the cache: the Debian root and the kernels
     Prepare {
+        /// A kernel series that guests are to have beside the usual ones; may be given several times
+        #[arg(long, value_name = "SERIES")]
+        kernel: Vec<Kernel>,
         /// Look for newer kernels too
         #[arg(long)]
         refresh: bool,
@@ -76,6 +79,10 @@ enum Action {
         /// The tests' binary
         binary: PathBuf,
     },
+    /// Mix everything at random under scx_pvsched in a fresh host VM, and watch that it stays steady
+    Steady(SteadyArgs),
+    /// Try scx_pvsched on the newest kernel of each series, and print a table
+    Matrix(MatrixArgs),
     /// Build the guest driver for the kernels that have headers
     Module,
     /// Build the scx project's loader with scx_pvsched among its schedulers; needs no root
@@ -90,6 +97,9 @@ enum Action {
     Guest(GuestArgs),
     /// Compare the kernel's scheduler and scx_pvsched side by side
     Demo(DemoArgs),
+    /// Inside the host VM: find out what its kernel can do with scx_pvsched
+    #[command(hide = true)]
+    Survey,
     /// Inside a VM: serve the lab's port
     #[command(hide = true)]
     Agent {
@@ -108,36 +118,11 @@ enum Action {
 }
 
 #[derive(Args)]
-struct HostArgs {
-    /// Kernel: 6.18 or newest
-    #[arg(long, default_value_t = Kernel::V6_18, value_name = "SERIES")]
-    kernel: Kernel,
-    /// Processors [default: 2, or the topology's]
-    #[arg(long, value_name = "N")]
-    cpus: Option<u32>,
-    /// Sockets, cores and threads, as in 1,2,2
-    #[arg(long, value_name = "S,C,T")]
-    topology: Option<Topology>,
-    /// Memory
-    #[arg(long, default_value = "4G", value_name = "SIZE")]
-    memory: String,
-    /// How the host VM's processors come about
-    #[arg(long, value_enum, default_value_t = Accel::Auto)]
-    accel: Accel,
-    /// The target folder's binaries that become /usr/local/bin
-    #[arg(long, default_value = "debug", value_name = "FOLDER")]
-    profile: String,
-    /// The folder that becomes /out [default: target/lab/out]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-}
-
-#[derive(Args)]
 struct GuestArgs {
     /// Name, for messages and QEMU
     #[arg(long, default_value = "guest")]
     name: String,
-    /// Kernel: 6.12, 6.18 or newest
+    /// Kernel: a series that has been prepared, such as 6.12, or newest
     #[arg(long, default_value_t = Kernel::Newest, value_name = "SERIES")]
     kernel: Kernel,
     /// vCPUs, or all that QEMU's -smp takes
@@ -174,6 +159,26 @@ struct DemoArgs {
     inside: bool,
 }
 
+#[derive(Args)]
+struct SteadyArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    options: steady::Options,
+    /// What runs inside the host VM
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+#[derive(Args)]
+struct MatrixArgs {
+    /// Only this series; may be given several times [default: all that the mirror has from 6.16 on]
+    #[arg(long, value_name = "SERIES")]
+    only: Vec<Kernel>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().action) {
         Ok(status) => ExitCode::from(status),
@@ -186,8 +191,8 @@ fn main() -> ExitCode {
 
 fn act(action: Action) -> Result<u8> {
     match action {
-        Action::Prepare { refresh } => {
-            prepare(&Cache::open()?, refresh)?;
+        Action::Prepare { kernel, refresh } => {
+            prepare(&Cache::open()?, &kernel, refresh)?;
         }
         Action::Run {
             host,
@@ -198,14 +203,13 @@ fn act(action: Action) -> Result<u8> {
         }
         Action::Shell { host } => {
             let (cache, checkout) = (Cache::open()?, Checkout::find()?);
-            let _lock = prepare(&cache, false)?;
-            let mut options = options(host, &checkout)?;
-            options.accel = options.accel.settle(&cache, &checkout, &options)?;
+            let _lock = prepare(&cache, &[host.kernel], false)?;
+            let options = host.settled(&cache, &checkout)?;
             Setup::new(&cache, &checkout, &options)?.shell()?;
         }
         Action::Module => {
             let (cache, checkout) = (Cache::open()?, Checkout::find()?);
-            let _lock = prepare(&cache, false)?;
+            let _lock = prepare(&cache, &[], false)?;
             for module in module::build(&cache, &checkout)? {
                 println!("{}", module.display());
             }
@@ -220,6 +224,9 @@ fn act(action: Action) -> Result<u8> {
         } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
+        Action::Steady(args) => return mix(args),
+        Action::Matrix(args) => return tabulate(args),
+        Action::Survey => matrix::print(&Findings::make())?,
         Action::Burn { busy, idle } => {
             burn(Duration::from_millis(busy), Duration::from_millis(idle))
         }
@@ -246,25 +253,6 @@ fn burn(busy: Duration, idle: Duration) -> ! {
     }
 }
 
-fn options(host: HostArgs, checkout: &Checkout) -> Result<Options> {
-    let topology = host
-        .topology
-        .unwrap_or_else(|| Topology::flat(host.cpus.unwrap_or(2)));
-    ensure!(
-        host.cpus.is_none_or(|cpus| cpus == topology.cpus()),
-        "--topology makes {} processors; leave out --cpus, or let it say the same",
-        topology.cpus()
-    );
-    Ok(Options {
-        kernel: host.kernel,
-        topology,
-        memory: host.memory,
-        accel: host.accel,
-        binaries: checkout.binaries(&host.profile),
-        out: host.out.unwrap_or_else(|| checkout.lab().join("out")),
-    })
-}
-
 /// The words to run: one word is for a shell.
 fn words(command: &[String]) -> Vec<&str> {
     match command {
@@ -286,9 +274,8 @@ fn clamp(status: i32) -> u8 {
 fn run(host: HostArgs, timeout: Duration, command: &[String]) -> Result<u8> {
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     sweep(&cache)?;
-    let _lock = prepare(&cache, false)?;
-    let mut options = options(host, &checkout)?;
-    options.accel = options.accel.settle(&cache, &checkout, &options)?;
+    let _lock = prepare(&cache, &[host.kernel], false)?;
+    let options = host.settled(&cache, &checkout)?;
     let setup = Setup::new(&cache, &checkout, &options)?;
     let start = Instant::now();
     let mut vm = setup.boot()?;
@@ -319,9 +306,8 @@ fn test(host: HostArgs, binary: &Path, only: &[String], tries: u32) -> Result<u8
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
     let names = promises::list(binary, only)?;
     sweep(&cache)?;
-    let _lock = prepare(&cache, false)?;
-    let mut options = options(host, &checkout)?;
-    options.accel = options.accel.settle(&cache, &checkout, &options)?;
+    let _lock = prepare(&cache, &[host.kernel], false)?;
+    let mut options = host.settled(&cache, &checkout)?;
     let file = binary.file_name().context("the binary has no name")?;
     // The host VM has the target folder at /usr/local/bin.
     let inside = Path::new("/usr/local/bin/deps").join(file);
@@ -385,12 +371,13 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
         inside,
     } = args;
     if inside {
-        let out = host.out.unwrap_or_else(|| PathBuf::from("/out"));
+        let out = host.machine.out.unwrap_or_else(|| PathBuf::from("/out"));
         demo::measure(&options, &out)?;
         return Ok(0);
     }
     let checkout = Checkout::find()?;
     let out = host
+        .machine
         .out
         .get_or_insert_with(|| checkout.path.join("target/demo"))
         .clone();
@@ -402,12 +389,14 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
         here::check()?;
         let cache = Cache::open()?;
         sweep(&cache)?;
-        let _lock = prepare(&cache, false)?;
-        let host = self::options(host, &checkout)?;
+        let _lock = prepare(&cache, &[options.guest_kernel], false)?;
+        let host = host.options(&checkout)?;
         let setup = Setup::new(&cache, &checkout, &host)?;
         let status = here::command(&setup, &command).status()?;
         clamp(agent::exit_code(status))
     } else {
+        // It is there by the time that the host VM is to boot it.
+        drop(prepare(&Cache::open()?, &[options.guest_kernel], false)?);
         run(host, 3 * options.estimate() + DEMO_MARGIN, &command)?
     };
     if status == 0 {
@@ -416,4 +405,49 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
         println!("report: {}", report.display());
     }
     Ok(status)
+}
+
+fn mix(args: SteadyArgs) -> Result<u8> {
+    let SteadyArgs {
+        host,
+        options,
+        inside,
+    } = args;
+    if inside {
+        println!("{}", steady::run(&options)?);
+        return Ok(0);
+    }
+    eprintln!("lab: seed {}", options.seed);
+    let mut command = ["pvsched-lab", "steady", "--inside"]
+        .map(str::to_owned)
+        .to_vec();
+    command.extend(options.arguments());
+    run(host, options.limit(), &command)
+}
+
+fn tabulate(args: MatrixArgs) -> Result<u8> {
+    let MatrixArgs { only, machine } = args;
+    let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+    sweep(&cache)?;
+    let offer = if only.is_empty() {
+        offered(&cache, Kernel::V6_16)?
+    } else {
+        Offer {
+            whole: only,
+            ..Offer::default()
+        }
+    };
+    let kernels = offer.whole;
+    // The newest of each, also where an older one is there.
+    drop(prepare(&cache, &kernels, true)?);
+    let _lock = prepare(&cache, &kernels, false)?;
+    // Of no account: each row has its own.
+    let kernel = Kernel::V6_18;
+    let options = HostArgs { kernel, machine }.settled(&cache, &checkout)?;
+    let table = Table::make(&cache, &checkout, &options, &kernels)?;
+    print!("{table}");
+    for kernel in offer.in_parts {
+        println!("{kernel}: the mirror has no modules of it, without which no host VM boots");
+    }
+    Ok(u8::from(!table.is_good()))
 }

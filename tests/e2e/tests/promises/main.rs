@@ -21,5 +21,6 @@ mod placement;
 mod priority;
 mod protocol;
 mod service;
+mod steady;
 mod vm;
 mod weights;

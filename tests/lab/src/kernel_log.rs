@@ -1,4 +1,4 @@
-//! What the kernel complains about while a test runs.
+//! What the kernel of the machine that this runs on complains about meanwhile.
 
 use std::fs;
 use std::process::Command;
@@ -35,7 +35,7 @@ impl KernelLog {
     /// Marks the log's end.
     pub fn mark() -> Result<Self> {
         let number = MARKS.fetch_add(1, Ordering::Relaxed);
-        let mark = format!("pvsched-e2e: {} begins test {number}", std::process::id());
+        let mark = format!("pvsched-lab: {} begins part {number}", std::process::id());
         fs::write("/dev/kmsg", format!("{mark}\n")).context("cannot write to the kernel's log")?;
         Ok(Self { mark })
     }
@@ -47,7 +47,7 @@ impl KernelLog {
         let log = String::from_utf8_lossy(&log.stdout).into_owned();
         let start = log
             .rfind(&self.mark)
-            .context("the kernel has said so much that the test's beginning is lost")?;
+            .context("the kernel has said so much that the beginning is lost")?;
         Ok(log[start..].to_owned())
     }
 
@@ -80,4 +80,31 @@ fn bad_exit(line: &str, expected: &[&str]) -> bool {
         .iter()
         .chain([&ORDINARY_EXIT])
         .any(|expected| reason.starts_with(expected))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+[  10.1] sched_ext: BPF scheduler \"pvsched\" enabled
+[  12.5] WARNING: CPU: 1 PID: 77 at kernel/sched/ext.c:1
+[  13.0] kvm_amd: all is well
+[  14.0] sched_ext: BPF scheduler \"pvsched\" disabled (unregistered from the main kernel)
+[  15.0] sched_ext: BPF scheduler \"pvsched\" disabled (unregistered from user space)
+[  16.0] sched_ext: BPF scheduler \"pvsched\" disabled (runnable task stall)
+";
+
+    #[test]
+    fn warnings_and_ends_that_nobody_asked_for_are_complaints() {
+        let found = |expected: &[&str]| -> Vec<String> {
+            let lines = complaints(LOG, expected).into_iter();
+            lines.map(|line| line[3..7].to_owned()).collect()
+        };
+        assert_eq!(found(&[]), ["12.5", "14.0", "16.0"]);
+        assert_eq!(
+            found(&["unregistered from the main kernel"]),
+            ["12.5", "16.0"]
+        );
+    }
 }
