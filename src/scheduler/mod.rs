@@ -13,9 +13,11 @@
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
 //! - [`measure`]: how long interrupts wait, whoever schedules
 //! - [`stats`]: every counter with its description
+//! - [`columns`]: text of 80 columns
 //! - [`monitor`]: the statistics as text
 
 pub mod bpf;
+pub mod columns;
 pub mod config;
 pub mod groups;
 pub mod hints;
