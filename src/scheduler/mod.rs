@@ -12,6 +12,7 @@
 //! - [`registry`]: the VMs that were handed over
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
 //! - [`measure`]: how long interrupts wait, whoever schedules
+//! - [`trace`]: a file of what the running instance decides, for Perfetto
 //! - [`stats`]: every counter with its description
 //! - [`columns`]: text of 80 columns
 //! - [`monitor`]: the statistics as text
@@ -29,3 +30,4 @@ pub mod placement;
 pub mod preflight;
 pub mod registry;
 pub mod stats;
+pub mod trace;

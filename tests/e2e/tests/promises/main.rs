@@ -16,6 +16,7 @@ mod host;
 mod interrupts;
 mod latency;
 mod leftovers;
+mod observability;
 mod placement;
 mod priority;
 mod protocol;
