@@ -33,6 +33,7 @@ fn build_bpf() {
         ("bpf/main.bpf.c", "main", Some("bpf/intf.h")),
         ("bpf/hints.bpf.c", "hints", None),
         ("bpf/measure.bpf.c", "measure", None),
+        ("bpf/trace.bpf.c", "trace", None),
     ] {
         let built = scx_cargo::BpfBuilder::new().and_then(|mut builder| {
             builder

@@ -15,6 +15,7 @@
 #define PVSCHED_BOOST_BPF_H
 
 #include "observe.bpf.h"
+#include "events.bpf.h"
 #include "roles.bpf.h"
 #include "clock.bpf.h"
 
@@ -262,6 +263,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			COUNT(throttled_task);
 		else
 			COUNT(throttled_irq);
+		EVENT(SPENT, t->tid, t->task_spent ? PV_BOOST_TASK : PV_BOOST_IRQ, 0);
 	}
 	return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
 }
@@ -406,6 +408,8 @@ __noinline int boost_set(struct pv_task *t __arg_nonnull, struct pvsched_page *p
 			COUNT(boosts_irq);
 		}
 	}
+	if (boost != t->boost || rank != t->rank)
+		EVENT(BOOST, t->tid, verdict, t->task_spent || t->irq_spent);
 	t->boost = boost;
 	t->rank = rank;
 	c->rank = rank;

@@ -148,6 +148,7 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 		WRITE_ONCE(t->due_until, now + due->early + PV_GRACE_NS);
 		WRITE_ONCE(t->due_turn, due->turns + 1);
 		__sync_val_compare_and_swap(&t->hint_at, 0, now);
+		EVENT(HINT, due->tid, PV_HINT_DUE, due->rank);
 		call_ahead(p, t, due->rank, false, now);
 	}
 release:
@@ -339,6 +340,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	} else {
 		rank = PV_RANK_IRQ;
 	}
+	EVENT(HINT, tid, source, rank);
 	if (rank)
 		urge(p, t, page, ticket, rank);
 	else
@@ -412,6 +414,7 @@ int BPF_PROG(on_entry)
 			return 0;
 		t->state = PV_STATE_RUNNING;
 		t->base_vtime = t->vtime;
+		t->tid = p->pid;
 		t->is_vcpu = 1;
 	}
 	if (t->hint_at && !t->entered) {

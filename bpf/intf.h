@@ -31,6 +31,7 @@ enum pv_hint_source {
 	PV_HINT_KICK	= 2,	/* KVM kicked the vCPU */
 	PV_HINT_WAKE	= 3,	/* KVM woke the halted vCPU */
 	PV_HINT_COUNT	= 4,
+	PV_HINT_DUE	= 4,	/* in events only: its guest's urgent timer is about to expire */
 };
 
 /*
@@ -166,7 +167,7 @@ struct pv_task {
 	u64 would_task;		/* boosts that it would have had for urgent tasks */
 	u64 would_irq;		/* and for interrupts */
 	u32 would_be;		/* enum pv_boost that it would have now */
-	u32 rsvd1;
+	s32 tid;		/* for events: of a vCPU, 0 before it is one */
 };
 
 /*
@@ -235,6 +236,51 @@ struct pv_llc {
 	u32 cpus;		/* online CPUs in it */
 	u32 rsvd;
 } __attribute__((aligned(64)));
+
+/*
+ * What the scheduler tells of its decisions; see events.bpf.h. Of each: whom it is
+ * about, a thread id, and the two values. A judgement is VERDICT() of boost.bpf.h.
+ */
+enum pv_event {
+	PV_EVENT_HINT	 = 1,	/* vCPU; enum pv_hint_source; rank that it is worth */
+	PV_EVENT_REFUSED = 2,	/* vCPU; enum pv_refusal; rank */
+	PV_EVENT_QUEUED	 = 3,	/* vCPU; enum pv_queue; judgement */
+	PV_EVENT_BOOST	 = 4,	/* vCPU; judgement now in force; whether a budget is spent */
+	PV_EVENT_SPENT	 = 5,	/* vCPU; enum pv_boost whose budget is spent */
+	PV_EVENT_PREEMPT = 6,	/* any task; CPU that is asked to reschedule for it; rank */
+	PV_EVENT_YIELD	 = 7,	/* vCPU; thread that gives its turn for it */
+	PV_EVENT_GUARD	 = 8,	/* nobody; CPU that gives a fair turn although boosted vCPUs wait */
+};
+
+/* Why a hint does not put a waiting vCPU ahead. */
+enum pv_refusal {
+	PV_REFUSED_AHEAD = 1,	/* it is too far ahead of its share for mere interrupts */
+	PV_REFUSED_SPENT = 2,	/* its budget is spent */
+};
+
+/* Where a vCPU waits from now on. */
+enum pv_queue {
+	PV_QUEUE_FAIR	= 0,
+	PV_QUEUE_AHEAD	= 1,	/* in a boost queue */
+	PV_QUEUE_HELD	= 2,	/* for the next period of its cgroup's cpu.max */
+};
+
+/* What trace.bpf.c records: the events above, and two of the kernel's own. */
+enum pv_recorded {
+	PV_RECORDED_SWITCH	= 100,	/* task that begins; that ends; whether that is runnable */
+	PV_RECORDED_ENTRY	= 101,	/* vCPU; the first entry since it has the CPU, or since a hint */
+};
+
+struct pv_record {
+	u64 at;			/* ns of CLOCK_MONOTONIC */
+	u32 what;		/* enum pv_event or pv_recorded */
+	s32 tid;
+	u64 value;
+	u64 more;
+	s32 cpu;		/* where it was recorded */
+	u32 by;			/* which program of trace.bpf.c: which of the scheduler's it watches */
+	char comm[16];		/* of the task that begins */
+};
 
 /* What measure.bpf.c counts, one set per CPU: waits in microseconds, in buckets of histogram.h. */
 enum pv_waited_for {

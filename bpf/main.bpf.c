@@ -89,8 +89,9 @@ static inline bool outranks_current(struct pv_task *t, struct pv_cpu *c, u64 now
 }
 
 static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, s32 home,
-				   u32 rank, u64 now, u64 enq_flags)
+				   u32 verdict, u64 now, u64 enq_flags)
 {
+	u32 rank = VERDICT_RANK(verdict);
 	s32 target;
 
 	t->extra_turn = 1;
@@ -98,12 +99,14 @@ static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32
 	scx_bpf_dsq_insert_vtime(p, boost_dsq(home, llc_of_cpu(cpu)), BOOST_SLICE_NS,
 				 pv_boost_key(rank, now), enq_flags);
 	COUNT(enqueued_boost);
+	EVENT(QUEUED, p->pid, PV_QUEUE_AHEAD, verdict);
 	if (kick_idle(p, home))
 		return;
 	target = cpu_to_take(p, cpu, home, rank, now);
 	if (may_take(p, target, rank, now)) {
 		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 		COUNT(preempted);
+		EVENT(PREEMPT, p->pid, target, rank);
 	}
 }
 
@@ -136,6 +139,8 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	if (hold_back(p, t, now, enq_flags)) {
 		if (t->is_vcpu && !t->wants_since)
 			show_state(t, page_of(p, t), PVSCHED_HOST_WAITING, cpu, now);
+		if (t->is_vcpu)
+			EVENT(QUEUED, p->pid, PV_QUEUE_HELD, 0);
 		return;
 	}
 
@@ -163,7 +168,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 
 	if (t->is_vcpu) {
 		struct pvsched_page *page = page_of(p, t);
-		u32 rank;
+		u32 verdict;
 
 		if (!t->wants_since)
 			show_state(t, page, PVSCHED_HOST_WAITING, scx_bpf_task_cpu(p), now);
@@ -177,12 +182,13 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		 */
 		t->dsq = dsq;
 		__sync_lock_test_and_set(&t->state, PV_STATE_FAIR);
-		rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t), now));
-		if (rank) {
-			enqueue_boosted(p, t, cpu, home, rank, now, enq_flags);
+		verdict = boost_judge(t, page, task_lead(p, t), now);
+		if (VERDICT_RANK(verdict)) {
+			enqueue_boosted(p, t, cpu, home, verdict, now, enq_flags);
 			return;
 		}
 		t->extra_turn = 0;
+		EVENT(QUEUED, p->pid, PV_QUEUE_FAIR, 0);
 	}
 
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
@@ -195,6 +201,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		WRITE_ONCE(c->give_way, 1);
 		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
 		COUNT(preempted);
+		EVENT(PREEMPT, p->pid, cpu, PV_RANK_NONE);
 	}
 }
 
@@ -418,6 +425,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 		WRITE_ONCE(c->guarded_until, now + slice_min_ns);
 		if (dispatch_fair(cpu, llc, c, l)) {
 			COUNT(guarded);
+			EVENT(GUARD, 0, cpu, 0);
 			return;
 		}
 	}
@@ -586,6 +594,7 @@ bool BPF_STRUCT_OPS(pvsched_yield, struct task_struct *from, struct task_struct 
 		return false;
 	WRITE_ONCE(t->given_until, now + PV_GRACE_NS);
 	COUNT(yields_to);
+	EVENT(YIELD, t->tid, from->pid, 0);
 	call_ahead(to, t, PV_RANK_IRQ, true, now);
 	return true;
 }

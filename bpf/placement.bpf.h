@@ -100,6 +100,7 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 	post(c, BPF_CORE_READ(p, pid));
 	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 	COUNT(preempted);
+	EVENT(PREEMPT, t->tid, target, rank);
 }
 
 /*
@@ -121,10 +122,12 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	lead = task_lead(p, t);
 	if (!given && !is_worth_a_boost(t, rank, lead, page_of(p, t))) {
 		COUNT(hints_ahead);
+		EVENT(REFUSED, t->tid, PV_REFUSED_AHEAD, rank);
 		goto stay;
 	}
 	if (task_is_spent(t, lead) || irq_is_spent(t, now)) {
 		COUNT(hints_spent);
+		EVENT(REFUSED, t->tid, PV_REFUSED_SPENT, rank);
 		goto stay;
 	}
 	tell_cpu(p, t, rank, now);

@@ -125,7 +125,7 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 	struct task_struct *p;
 	struct pvsched_page *page;
 	struct pv_task *t;
-	u32 rank, weight;
+	u32 verdict, rank, weight;
 	u64 dsq, key;
 	s32 home;
 
@@ -143,7 +143,8 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 	if (home >= 0 && home != cpu)
 		goto release;
 	page = page_of(p, t);
-	rank = VERDICT_RANK(boost_judge(t, page, task_lead(p, t), now));
+	verdict = boost_judge(t, page, task_lead(p, t), now);
+	rank = VERDICT_RANK(verdict);
 	if (rank) {
 		dsq = boost_dsq(home, llc);
 		key = pv_boost_key(rank, now);
@@ -162,8 +163,10 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 			scx_bpf_dsq_move_set_slice(&it, BOOST_SLICE_NS);
 		scx_bpf_dsq_move_set_vtime(&it, key);
 		if (scx_bpf_dsq_move_vtime(&it, p, dsq, 0)) {
-			if (rank)
+			if (rank) {
 				WRITE_ONCE(t->state, PV_STATE_BOOST);
+				EVENT(QUEUED, tid, PV_QUEUE_AHEAD, verdict);
+			}
 			COUNT(moved);
 		}
 	}

@@ -16,7 +16,7 @@ use scx_pvsched::scheduler::config::ConfigFile;
 use scx_pvsched::scheduler::instance::{Asked, Instance};
 use scx_pvsched::scheduler::options::Options;
 use scx_pvsched::scheduler::preflight::Host;
-use scx_pvsched::scheduler::{measure, monitor, stats};
+use scx_pvsched::scheduler::{measure, monitor, stats, trace};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -104,6 +104,13 @@ fn run(options: &Options) -> Result<()> {
         on_signals(&[SIGINT, SIGTERM, SIGHUP], &asked.stop)?;
         let report = measure::run(Duration::from_secs_f64(seconds), &asked.stop)?;
         report.write(&mut std::io::stdout().lock())?;
+        return Ok(());
+    }
+    if let Some(path) = &options.trace {
+        on_signals(&[SIGINT, SIGTERM, SIGHUP], &asked.stop)?;
+        let duration = Duration::from_secs_f64(options.trace_seconds);
+        let summary = trace::run(path, duration, &asked.stop)?;
+        println!("{}: {summary}", path.display());
         return Ok(());
     }
     on_signals(&[SIGINT, SIGTERM], &asked.stop)?;

@@ -38,6 +38,17 @@ pub mod measure_skel {
     include!(concat!(env!("OUT_DIR"), "/measure_skel.rs"));
 }
 
+/// Skeleton of `bpf/trace.bpf.c`.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs
+)]
+pub mod trace_skel {
+    include!(concat!(env!("OUT_DIR"), "/trace_skel.rs"));
+}
+
 /// Types of `bpf/intf.h`.
 #[allow(
     non_camel_case_types,
@@ -106,3 +117,5 @@ unsafe impl MapValue for intf::pv_stats {}
 unsafe impl MapValue for intf::pv_waits {}
 // SAFETY: as above.
 unsafe impl MapValue for intf::pv_wanting {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_record {}

@@ -13,10 +13,13 @@
 //! - [`partial`]: which threads are scheduled where not all are
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
 //! - [`measure`]: how long interrupts wait, whoever schedules
+//! - [`trace`]: a file of what the running instance decides, for Perfetto
 //! - [`stats`]: every counter with its description
+//! - [`columns`]: text of 80 columns
 //! - [`monitor`]: the statistics as text
 
 pub mod bpf;
+pub mod columns;
 pub mod config;
 pub mod groups;
 pub mod hints;
@@ -29,3 +32,4 @@ pub mod placement;
 pub mod preflight;
 pub mod registry;
 pub mod stats;
+pub mod trace;

@@ -86,6 +86,15 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", value_parser = parse_interval)]
     pub measure: Option<f64>,
 
+    /// Do not schedule: record what the running instance decides, and what each CPU and vCPU does
+    /// meanwhile, into FILE, which <https://ui.perfetto.dev> opens; at most 512 MiB
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+
+    /// How long --trace records, unless SIGINT ends it earlier
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 10.0, value_parser = parse_interval, requires = "trace")]
+    pub trace_seconds: f64,
+
     /// Describe every statistic and exit
     #[arg(long)]
     pub help_stats: bool,

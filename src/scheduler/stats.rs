@@ -353,21 +353,101 @@ mod tests {
     use super::super::bpf::MapValue;
     use super::*;
 
+    /// The fields that a client gets, and those that have a description.
+    fn assert_described(value: &impl Serialize, meta: &StatsMeta) {
+        let value = serde_json::to_value(value).unwrap();
+        let fields: Vec<_> = value.as_object().unwrap().keys().collect();
+        assert!(!fields.is_empty());
+        for field in fields {
+            let described = meta
+                .fields
+                .get(field)
+                .and_then(|field| field.attrs.desc.as_ref())
+                .is_some_and(|text| text.len() > 3);
+            assert!(described, "{field} of {} is not described", meta.name);
+        }
+    }
+
     #[test]
     fn every_statistic_is_described() {
+        assert_described(&Metrics::default(), &Metrics::meta());
+        assert_described(&VmMetrics::default(), &VmMetrics::meta());
+        assert_described(&VcpuMetrics::default(), &VcpuMetrics::meta());
         let mut text = Vec::new();
         server_data().describe_meta(&mut text, None).unwrap();
         let text = String::from_utf8(text).unwrap();
-        for name in [
-            "nr_vms",
-            "hints_timer",
-            "hint_to_running",
-            "boosts_irq",
-            "would_task",
-            "published",
-        ] {
-            assert!(text.contains(name), "{name} is not described in:\n{text}");
+        for meta in [Metrics::meta(), VmMetrics::meta(), VcpuMetrics::meta()] {
+            for name in meta.fields.keys() {
+                assert!(text.contains(name), "--help-stats has no {name}:\n{text}");
+            }
         }
+    }
+
+    #[test]
+    fn every_counter_of_the_bpf_programs_is_a_statistic() {
+        const WORD: usize = size_of::<u64>();
+        let words = size_of::<intf::pv_stats>() / WORD;
+        for word in 0..words {
+            let mut bytes = vec![0; words * WORD];
+            bytes[word * WORD] = 1;
+            let cpu = intf::pv_stats::from_bytes(&bytes).unwrap();
+            let mut metrics = Metrics::default();
+            metrics.add_cpu(&intf::pv_stats::zeroed());
+            let nothing = metrics.clone();
+            metrics.add_cpu(&cpu);
+            assert_ne!(
+                metrics, nothing,
+                "word {word} of struct pv_stats is shown nowhere"
+            );
+        }
+    }
+
+    /// The server as the scheduler runs it, and the client that others use: scxtop asks so.
+    #[test]
+    fn a_client_of_scx_stats_gets_all_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("stats");
+        let server = StatsServer::new(server_data())
+            .set_path(&socket)
+            .launch()
+            .unwrap();
+        let (responses, requests) = server.channels();
+        let vcpu = VcpuMetrics {
+            published: "rt 90".into(),
+            ..Default::default()
+        };
+        let vm = VmMetrics {
+            vcpus: [(3, vcpu)].into(),
+            ..Default::default()
+        };
+        let told = Metrics {
+            hints_timer: u64::MAX,
+            hint_to_running: vec![1, 2],
+            vms: [(1, vm)].into(),
+            ..Default::default()
+        };
+        let answer = told.clone();
+        std::thread::spawn(move || {
+            while requests.recv().is_ok() {
+                if responses.send(answer.clone()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut client = StatsClient::new()
+            .set_path(&socket)
+            .connect(Some(10_000))
+            .unwrap();
+        for target in [vec![], vec![("target".to_owned(), "top".to_owned())]] {
+            assert_eq!(client.request::<Metrics>("stats", target).unwrap(), told);
+        }
+        let meta: serde_json::Value = client.request("stats_meta", vec![]).unwrap();
+        assert!(
+            meta.to_string().contains("a vCPU's timer expired"),
+            "{meta}"
+        );
+        let unknown = vec![("target".to_owned(), "none".to_owned())];
+        assert!(client.request::<Metrics>("stats", unknown).is_err());
     }
 
     #[test]

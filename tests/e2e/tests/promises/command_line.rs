@@ -62,7 +62,11 @@ fn questions_are_answered_without_scheduling() -> Result<()> {
 #[test]
 fn who_is_not_root_is_told() -> Result<()> {
     promise(|| {
-        for arguments in [&[][..], &["--measure", "1"]] {
+        for arguments in [
+            &[][..],
+            &["--measure", "1"],
+            &["--trace", "/tmp/trace.json"],
+        ] {
             let mut command = Command::new("scx_pvsched");
             let (status, _, stderr) = run(command.args(arguments).uid(NOBODY))?;
             ensure!(

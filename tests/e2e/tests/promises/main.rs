@@ -16,6 +16,7 @@ mod host;
 mod interrupts;
 mod latency;
 mod leftovers;
+mod observability;
 mod partial;
 mod placement;
 mod priority;

@@ -94,7 +94,7 @@ fn is_measured_and_changes_nothing(kernel: Kernel) -> Result<()> {
     let vcpu = &after["vms"]["1"]["vcpus"]["1"];
     ensure!(vcpu["applied"] == "observed", "{vcpu}");
     ensure!(
-        monitor.contains("observe v1") && monitor.contains("would-be task"),
+        monitor.contains("observe v1") && monitor.contains("would have had"),
         "{monitor}"
     );
     ensure!(
