@@ -146,7 +146,8 @@ fn attached() -> bool {
     sched_ext_state() == "enabled" && sched_ext_ops().is_some_and(|ops| ops.starts_with(OPS_NAME))
 }
 
-fn wait_detached() -> Result<()> {
+/// Waits until the kernel's own scheduler is back.
+pub(crate) fn wait_detached() -> Result<()> {
     let deadline = Instant::now() + STOP_LIMIT;
     while sched_ext_state() != "disabled" {
         if Instant::now() >= deadline {

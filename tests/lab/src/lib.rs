@@ -3,11 +3,12 @@
 //!
 //! On the machine: [`cache`], [`root`] and [`kernels`] prepare what is costly, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
-//! [`hog`] loads the host, and [`latency`] measures. On both: [`agent`] and [`channel`] are the two ends
+//! [`hog`] loads the host, [`latency`] measures, and [`bench`] compares schedulers. On both: [`agent`] and [`channel`] are the two ends
 //! over which commands run in a machine.
 
 pub mod accel;
 pub mod agent;
+pub mod bench;
 pub mod cache;
 pub mod chain;
 pub mod channel;

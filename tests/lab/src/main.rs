@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use nix::time::{clock_gettime, ClockId};
 
 use pvsched_lab::accel::Accel;
+use pvsched_lab::bench;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
 use pvsched_lab::checkout::Checkout;
@@ -81,6 +82,8 @@ enum Action {
     Guest(GuestArgs),
     /// Compare the kernel's scheduler and scx_pvsched side by side
     Demo(DemoArgs),
+    /// Compare what ordinary work gets from several schedulers, side by side
+    Bench(BenchArgs),
     /// Inside a VM: serve the lab's port
     #[command(hide = true)]
     Agent {
@@ -88,6 +91,9 @@ enum Action {
         #[arg(long, value_name = "S")]
         heartbeat: Option<u64>,
     },
+    /// Inside a VM: give back what is read
+    #[command(hide = true)]
+    Echo,
     /// Inside a VM: be busy and sleep by turns
     #[command(hide = true)]
     Burn {
@@ -165,6 +171,17 @@ struct DemoArgs {
     inside: bool,
 }
 
+#[derive(Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    options: bench::Options,
+    /// What runs inside the host VM; the report goes to --out
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
 fn main() -> ExitCode {
     match act(Cli::parse().action) {
         Ok(status) => ExitCode::from(status),
@@ -209,6 +226,8 @@ fn act(action: Action) -> Result<u8> {
         } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
+        Action::Bench(args) => return benchmark(args),
+        Action::Echo => bench::echo::serve()?,
         Action::Burn { busy, idle } => {
             burn(Duration::from_millis(busy), Duration::from_millis(idle))
         }
@@ -356,9 +375,9 @@ fn guest(args: GuestArgs) -> Result<u8> {
     }
 }
 
-/// The time that a demonstration may take beyond its own estimate: booting a guest on a busy
-/// machine, loading the scheduler once for each round, and several times that where it is slow.
-const DEMO_MARGIN: Duration = Duration::from_secs(600);
+/// The time that a demonstration or a benchmark may take beyond its own estimate: booting a guest on a
+/// busy machine, loading the scheduler once for each round, and several times that where it is slow.
+const MARGIN: Duration = Duration::from_secs(600);
 
 fn demonstrate(args: DemoArgs) -> Result<u8> {
     let DemoArgs {
@@ -391,10 +410,48 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
         let status = here::command(&setup, &command).status()?;
         clamp(agent::exit_code(status))
     } else {
-        run(host, 3 * options.estimate() + DEMO_MARGIN, &command)?
+        run(host, 3 * options.estimate() + MARGIN, &command)?
     };
     if status == 0 {
         let report = out.join("report.json");
+        demo::add_machine(&report)?;
+        println!("report: {}", report.display());
+    }
+    Ok(status)
+}
+
+fn benchmark(args: BenchArgs) -> Result<u8> {
+    let BenchArgs {
+        mut host,
+        options,
+        inside,
+    } = args;
+    if inside {
+        let out = host.out.unwrap_or_else(|| PathBuf::from("/out"));
+        bench::measure(&options, &out)?;
+        return Ok(0);
+    }
+    let checkout = Checkout::find()?;
+    let limit = 3 * options.estimate()? + MARGIN;
+    for peer in &options.peers.0 {
+        peer.build(&checkout)?;
+    }
+    let out = host
+        .out
+        .get_or_insert_with(|| checkout.path.join("target/bench"))
+        .clone();
+    let report = out.join("report.json");
+    // What is told afterwards shall be of this run.
+    if report.exists() {
+        std::fs::remove_file(&report)?;
+    }
+    let mut command = ["pvsched-lab", "bench", "--inside"]
+        .map(str::to_owned)
+        .to_vec();
+    command.extend(options.arguments());
+    let status = run(host, limit, &command)?;
+    // Also of a run that did not come to its end.
+    if report.exists() {
         demo::add_machine(&report)?;
         println!("report: {}", report.display());
     }
