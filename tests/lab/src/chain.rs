@@ -86,8 +86,13 @@ pub struct Scheduler {
 impl Scheduler {
     /// Starts it with these options and waits until it schedules.
     pub fn start<A: AsRef<str>>(arguments: &[A]) -> Result<Self> {
+        Self::start_program(Path::new("scx_pvsched"), arguments)
+    }
+
+    /// [`Scheduler::start`] with another build of it.
+    pub(crate) fn start_program<A: AsRef<str>>(program: &Path, arguments: &[A]) -> Result<Self> {
         let arguments = arguments.iter().map(AsRef::as_ref);
-        let mut daemon = Daemon::start("scx_pvsched", "scx_pvsched", arguments)?;
+        let mut daemon = Daemon::start("scx_pvsched", program, arguments)?;
         // Two words of the kernel, because the statistics are served before it takes over.
         daemon.wait_until("scheduling", SCHEDULER_LIMIT, || {
             Ok(attached()

@@ -449,10 +449,12 @@ fn benchmark(args: BenchArgs) -> Result<u8> {
         .map(str::to_owned)
         .to_vec();
     command.extend(options.arguments());
+    let watch = bench::machine::Watch::start()?;
     let status = run(host, limit, &command)?;
     // Also of a run that did not come to its end.
     if report.exists() {
         demo::add_machine(&report)?;
+        watch.add_others(&report)?;
         println!("report: {}", report.display());
     }
     Ok(status)

@@ -1,5 +1,7 @@
 //! A scheduler in the comparison: how it starts, how it is known to run, and how it ends.
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
@@ -22,6 +24,8 @@ pub enum Contender {
     /// The kernel's own scheduler.
     Kernel,
     Peer(Peer),
+    /// Another build of scx_pvsched, with the same options.
+    Base(PathBuf, Vec<String>),
     /// scx_pvsched with these options.
     Pvsched(Vec<String>),
 }
@@ -36,35 +40,28 @@ pub enum Running {
 /// The name of scx_pvsched among the contenders.
 pub const OURS: &str = "scx_pvsched";
 
+/// The name of another build of it.
+pub const BASE: &str = "base";
+
 impl Contender {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Peer(peer) => peer.package,
+            Self::Base(..) => BASE,
             Self::Pvsched(_) => OURS,
         }
     }
 
     /// What it says of itself.
     pub fn version(&self) -> Result<String> {
-        let mut command = match self {
-            Self::Kernel => {
-                let mut uname = std::process::Command::new("uname");
-                uname.arg("-r");
-                uname
-            }
-            Self::Peer(peer) => {
-                let mut version = std::process::Command::new(peer.program());
-                version.arg("--version");
-                version
-            }
-            Self::Pvsched(_) => {
-                let mut version = std::process::Command::new("scx_pvsched");
-                version.arg("--version");
-                version
-            }
+        let (program, argument) = match self {
+            Self::Kernel => (PathBuf::from("uname"), "-r"),
+            Self::Peer(peer) => (peer.program(), "--version"),
+            Self::Base(program, _) => (program.clone(), "--version"),
+            Self::Pvsched(_) => (PathBuf::from(OURS), "--version"),
         };
-        first_line(&mut command)
+        first_line(Command::new(program).arg(argument))
     }
 
     /// Starts it and waits until the kernel has it.
@@ -78,6 +75,9 @@ impl Contender {
         Ok(match self {
             Self::Kernel => Running::Kernel,
             Self::Pvsched(arguments) => Running::Pvsched(Scheduler::start(arguments)?),
+            Self::Base(program, arguments) => {
+                Running::Pvsched(Scheduler::start_program(program, arguments)?)
+            }
             Self::Peer(peer) => {
                 let none: [&str; 0] = [];
                 let mut daemon = Daemon::start(peer.package, peer.program(), none)?;

@@ -22,8 +22,8 @@ struct Setup {
     /// Workers of each. As many as CPUs: together twice as many as can run, so that the one woken
     /// finds all CPUs busy as a rule, and the tail tells how long it has to wait for one.
     workers: usize,
-    /// Work of a request, in units of a hog's: some milliseconds of an emulated processor, about
-    /// the length of a slice, so that a worker neither always ends within one nor never.
+    /// Work of a request, in units of a hog's: about a millisecond of an emulated processor, as
+    /// much as the shortest slice, so that some requests are cut in two by the end of one.
     units: u32,
     duration: Duration,
 }

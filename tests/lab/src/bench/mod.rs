@@ -6,19 +6,20 @@
 //! anything, and only medians of several rounds are told.
 //!
 //! [`peers`] builds the other schedulers, [`contender`] runs any of them, [`load`] names the
-//! loads, and [`report`] says what came of it.
+//! loads, [`report`] says what came of it, and [`machine`] whether the machine was left alone.
 
 mod compile;
 mod contender;
 pub mod echo;
 mod load;
+pub mod machine;
 mod messages;
 pub mod peers;
 mod programs;
 mod report;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use serde_json::{json, Value};
 
 use crate::chain::{sched_ext_ops, sched_ext_state};
 use crate::demo::{cpu_model, first_line};
+use crate::paths;
 use contender::Contender;
 use load::{Load, Scale, LOADS};
 use peers::Peers;
@@ -56,6 +58,9 @@ pub struct Options {
     /// The sched_ext schedulers to compare with, by their crates' names; none if empty
     #[arg(long, default_value = "scx_bpfland", value_name = "NAMES")]
     pub peers: Peers,
+    /// Another build of scx_pvsched, by its path in the checkout: what a change is worth
+    #[arg(long, value_name = "PROGRAM")]
+    pub base: Option<PathBuf>,
     /// A third of the work and a single round: to see that all of it runs
     #[arg(long)]
     pub quick: bool,
@@ -78,6 +83,8 @@ impl Options {
             format!("--scheduler-args={}", self.scheduler_args),
         ];
         arguments.extend(self.only.iter().map(|name| format!("--only={name}")));
+        let base = self.base.iter();
+        arguments.extend(base.map(|program| format!("--base={}", program.display())));
         arguments.extend(self.quick.then(|| "--quick".to_owned()));
         arguments
     }
@@ -108,10 +115,15 @@ impl Options {
     fn contenders(&self) -> Vec<Contender> {
         let peers = self.peers.0.iter().copied().map(Contender::Peer);
         let arguments = self.scheduler_args.split_whitespace().map(str::to_owned);
+        let arguments: Vec<_> = arguments.collect();
+        let base = self.base.as_ref().map(|program| {
+            Contender::Base(Path::new(paths::CHECKOUT).join(program), arguments.clone())
+        });
         [Contender::Kernel]
             .into_iter()
             .chain(peers)
-            .chain([Contender::Pvsched(arguments.collect())])
+            .chain(base)
+            .chain([Contender::Pvsched(arguments)])
             .collect()
     }
 
@@ -371,6 +383,7 @@ mod tests {
             "--only=mixed",
             "--peers=",
             "--quick",
+            "--base=target/base/scx_pvsched",
             "--scheduler-args=--slice-us 2000",
         ];
         for line in [&line[..], &[]] {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{json, Map, Value};
 
-use super::contender::OURS;
+use super::contender::{BASE, OURS};
 use super::load::{Better, Metric};
 
 /// One number of one load under one scheduler in one round.
@@ -118,7 +118,8 @@ impl Row<'_> {
     /// by medians: the best in each round would be the one that noise favoured there.
     fn against_best(&self, schedulers: &[&'static str]) -> Option<Comparison> {
         let all = self.comparisons(schedulers).into_iter();
-        all.min_by(|a, b| a.median.total_cmp(&b.median))
+        let others = all.filter(|comparison| comparison.other != BASE);
+        others.min_by(|a, b| a.median.total_cmp(&b.median))
     }
 
     fn is_short(&self, comparison: &Comparison) -> bool {
@@ -190,7 +191,7 @@ impl<'a> Report<'a> {
             }
         }
         // Ours last, the kernel's first, as in every report.
-        schedulers.sort_by_key(|name| (*name == OURS, *name != "kernel", *name));
+        schedulers.sort_by_key(|name| (*name == OURS, *name == BASE, *name != "kernel", *name));
         Self {
             environment,
             schedulers,
@@ -262,7 +263,11 @@ impl fmt::Display for Report<'_> {
         for scheduler in &self.schedulers {
             write!(f, "{scheduler:>13}")?;
         }
-        writeln!(f, "   relative  rounds       best of others")?;
+        write!(f, "   relative  rounds       best of others")?;
+        if self.schedulers.contains(&BASE) {
+            write!(f, "  to {BASE}")?;
+        }
+        writeln!(f)?;
         for row in &self.rows {
             let metric = format!("{}, {}", row.metric.name, row.metric.unit);
             write!(f, "{:<18}{metric:<17}", row.load)?;
@@ -273,10 +278,14 @@ impl fmt::Display for Report<'_> {
             if let Some(best) = row.against_best(&self.schedulers) {
                 let mark = if row.is_short(&best) { "!" } else { " " };
                 let range = format!("{:.2}-{:.2}", best.least, best.most);
+                let other = best.other;
+                write!(f, "   {:>6.2} {mark}  {range:<12} {other:<14}", best.median)?;
+            }
+            if let Some(base) = row.compare(BASE) {
                 write!(
                     f,
-                    "   {:>6.2} {mark}  {range:<12} {}",
-                    best.median, best.other
+                    "  {:.2} ({:.2}-{:.2})",
+                    base.median, base.least, base.most
                 )?;
             }
             writeln!(f)?;
@@ -355,6 +364,15 @@ mod tests {
         assert_eq!(result["best_of_others"], "scx_bpfland");
         // 0.90 of the better one, though more than the other.
         assert_eq!(result["below_floor"], true);
+    }
+
+    #[test]
+    fn another_build_is_compared_with_and_no_contender() {
+        let all = [("kernel", &[1.0][..]), (BASE, &[0.5]), (OURS, &[1.0])];
+        let samples = samples(TIME, &all);
+        let result = result(&samples);
+        assert_eq!(result["best_of_others"], "kernel");
+        assert_eq!(result["times_as_good_as"][BASE]["median"], 0.5);
     }
 
     #[test]
