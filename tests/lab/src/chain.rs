@@ -86,8 +86,13 @@ pub struct Scheduler {
 impl Scheduler {
     /// Starts it with these options and waits until it schedules.
     pub fn start<A: AsRef<str>>(arguments: &[A]) -> Result<Self> {
+        Self::start_program(Path::new("scx_pvsched"), arguments)
+    }
+
+    /// [`Scheduler::start`] with another build of it.
+    pub(crate) fn start_program<A: AsRef<str>>(program: &Path, arguments: &[A]) -> Result<Self> {
         let arguments = arguments.iter().map(AsRef::as_ref);
-        let mut daemon = Daemon::start("scx_pvsched", "scx_pvsched", arguments)?;
+        let mut daemon = Daemon::start("scx_pvsched", program, arguments)?;
         // Two words of the kernel, because the statistics are served before it takes over.
         daemon.wait_until("scheduling", SCHEDULER_LIMIT, || {
             Ok(attached()
@@ -156,7 +161,8 @@ fn attached() -> bool {
     sched_ext_state() == "enabled" && sched_ext_ops().is_some_and(|ops| ops.starts_with(OPS_NAME))
 }
 
-fn wait_detached() -> Result<()> {
+/// Waits until the kernel's own scheduler is back.
+pub(crate) fn wait_detached() -> Result<()> {
     let deadline = Instant::now() + STOP_LIMIT;
     while sched_ext_state() != "disabled" {
         if Instant::now() >= deadline {

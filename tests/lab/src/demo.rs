@@ -331,13 +331,6 @@ impl<'a> Demo<'a> {
     }
 
     fn environment(&self) -> Result<Value> {
-        let first_line = |command: &mut Command| -> Result<String> {
-            Ok(process::text(command)?
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .to_owned())
-        };
         let guest = &self.chain.vm.guest;
         Ok(json!({
             "versions": {
@@ -366,6 +359,15 @@ impl<'a> Demo<'a> {
     }
 }
 
+/// What a program answers in its first line.
+pub(crate) fn first_line(command: &mut Command) -> Result<String> {
+    Ok(process::text(command)?
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
+}
+
 /// Adds to a report what only the machine itself knows.
 pub fn add_machine(report: &Path) -> Result<()> {
     let text =
@@ -382,7 +384,7 @@ pub fn add_machine(report: &Path) -> Result<()> {
 }
 
 /// The processors' name; an emulator's tells that it is one.
-fn cpu_model() -> String {
+pub(crate) fn cpu_model() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     info.lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))

@@ -120,13 +120,23 @@ impl Work {
     }
 }
 
+/// A unit of work: arithmetic that goes on from `state`.
+pub fn unit(mut state: u64) -> u64 {
+    for _ in 0..ROUNDS {
+        // Opaque to the compiler, lest it compute the end of the loop at once.
+        state = std::hint::black_box(
+            state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1),
+        );
+    }
+    state
+}
+
 fn run(stop: &AtomicBool, counter: &Counter) {
     let mut state = 1_u64;
     while !stop.load(Ordering::Relaxed) {
-        for _ in 0..ROUNDS {
-            // Opaque to the compiler, lest it compute the end of the loop at once.
-            state = std::hint::black_box(state.wrapping_mul(6_364_136_223_846_793_005) + 1);
-        }
+        state = unit(state);
         counter.units.fetch_add(1, Ordering::Relaxed);
         if let Ok(time) = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID) {
             let cpu = u64::try_from(Duration::from(time).as_nanos()).unwrap_or(u64::MAX);

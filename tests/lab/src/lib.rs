@@ -5,12 +5,13 @@
 //! programs of others, [`host_vm`] boots.
 //! Inside the host VM: [`guest`] boots guests, [`chain`] adds the scheduler and the device,
 //! [`hog`] loads the host, [`latency`] measures, [`systemd`] manages services, and [`kernel_log`] has
-//! what the kernel complains of. [`matrix`] tries one host kernel after another, and [`steady`] mixes
-//! everything at random. On both: [`agent`] and [`channel`] are the two ends over which commands run in
-//! a machine.
+//! what the kernel complains of. [`bench`] compares schedulers, [`matrix`] tries one host kernel after
+//! another, and [`steady`] mixes everything at random. On both: [`agent`] and [`channel`] are the two
+//! ends over which commands run in a machine.
 
 pub mod accel;
 pub mod agent;
+pub mod bench;
 pub mod cache;
 pub mod chain;
 pub mod channel;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use nix::time::{clock_gettime, ClockId};
 
+use pvsched_lab::bench;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
 use pvsched_lab::checkout::Checkout;
@@ -97,6 +98,8 @@ enum Action {
     Guest(GuestArgs),
     /// Compare the kernel's scheduler and scx_pvsched side by side
     Demo(DemoArgs),
+    /// Compare what ordinary work gets from several schedulers, side by side
+    Bench(BenchArgs),
     /// Inside the host VM: find out what its kernel can do with scx_pvsched
     #[command(hide = true)]
     Survey,
@@ -107,6 +110,9 @@ enum Action {
         #[arg(long, value_name = "S")]
         heartbeat: Option<u64>,
     },
+    /// Inside a VM: give back what is read
+    #[command(hide = true)]
+    Echo,
     /// Inside a VM: be busy and sleep by turns
     #[command(hide = true)]
     Burn {
@@ -154,6 +160,17 @@ struct DemoArgs {
     /// Use this machine's kernel instead of a host VM; it needs sched_ext and KVM
     #[arg(long)]
     here: bool,
+    /// What runs inside the host VM; the report goes to --out
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    options: bench::Options,
     /// What runs inside the host VM; the report goes to --out
     #[arg(long, hide = true)]
     inside: bool,
@@ -224,6 +241,8 @@ fn act(action: Action) -> Result<u8> {
         } => return test(host, &binary, &only, tries),
         Action::Guest(args) => return guest(args),
         Action::Demo(args) => return demonstrate(args),
+        Action::Bench(args) => return benchmark(args),
+        Action::Echo => bench::echo::serve()?,
         Action::Steady(args) => return mix(args),
         Action::Matrix(args) => return tabulate(args),
         Action::Survey => matrix::print(&Findings::make())?,
@@ -359,9 +378,9 @@ fn guest(args: GuestArgs) -> Result<u8> {
     }
 }
 
-/// The time that a demonstration may take beyond its own estimate: booting a guest on a busy
-/// machine, loading the scheduler once for each round, and several times that where it is slow.
-const DEMO_MARGIN: Duration = Duration::from_secs(600);
+/// The time that a demonstration or a benchmark may take beyond its own estimate: booting a guest on a
+/// busy machine, loading the scheduler once for each round, and several times that where it is slow.
+const MARGIN: Duration = Duration::from_secs(600);
 
 fn demonstrate(args: DemoArgs) -> Result<u8> {
     let DemoArgs {
@@ -397,7 +416,7 @@ fn demonstrate(args: DemoArgs) -> Result<u8> {
     } else {
         // It is there by the time that the host VM is to boot it.
         drop(prepare(&Cache::open()?, &[options.guest_kernel], false)?);
-        run(host, 3 * options.estimate() + DEMO_MARGIN, &command)?
+        run(host, 3 * options.estimate() + MARGIN, &command)?
     };
     if status == 0 {
         let report = out.join("report.json");
@@ -450,4 +469,45 @@ fn tabulate(args: MatrixArgs) -> Result<u8> {
         println!("{kernel}: the mirror has no modules of it, without which no host VM boots");
     }
     Ok(u8::from(!table.is_good()))
+}
+
+fn benchmark(args: BenchArgs) -> Result<u8> {
+    let BenchArgs {
+        mut host,
+        options,
+        inside,
+    } = args;
+    if inside {
+        let out = host.machine.out.unwrap_or_else(|| PathBuf::from("/out"));
+        bench::measure(&options, &out)?;
+        return Ok(0);
+    }
+    let checkout = Checkout::find()?;
+    let limit = 3 * options.estimate()? + MARGIN;
+    for peer in &options.peers.0 {
+        peer.build(&checkout)?;
+    }
+    let out = host
+        .machine
+        .out
+        .get_or_insert_with(|| checkout.path.join("target/bench"))
+        .clone();
+    let report = out.join("report.json");
+    // What is told afterwards shall be of this run.
+    if report.exists() {
+        std::fs::remove_file(&report)?;
+    }
+    let mut command = ["pvsched-lab", "bench", "--inside"]
+        .map(str::to_owned)
+        .to_vec();
+    command.extend(options.arguments());
+    let watch = bench::machine::Watch::start()?;
+    let status = run(host, limit, &command)?;
+    // Also of a run that did not come to its end.
+    if report.exists() {
+        demo::add_machine(&report)?;
+        watch.add_others(&report)?;
+        println!("report: {}", report.display());
+    }
+    Ok(status)
 }
