@@ -268,7 +268,7 @@ enum pv_queue {
 /* What trace.bpf.c records: the events above, and two of the kernel's own. */
 enum pv_recorded {
 	PV_RECORDED_SWITCH	= 100,	/* task that begins; that ends; whether that is runnable */
-	PV_RECORDED_ENTRY	= 101,	/* vCPU; the first entry since it has the CPU, or since a hint */
+	PV_RECORDED_ENTRY	= 101,	/* vCPU; first entry since it got the CPU, or a hint */
 };
 
 struct pv_record {
@@ -278,7 +278,7 @@ struct pv_record {
 	u64 value;
 	u64 more;
 	s32 cpu;		/* where it was recorded */
-	u32 by;			/* which program of trace.bpf.c: which of the scheduler's it watches */
+	u32 by;			/* which program of trace.bpf.c, each for one of the scheduler's */
 	char comm[16];		/* of the task that begins */
 };
 
