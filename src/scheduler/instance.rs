@@ -268,9 +268,11 @@ impl<'obj> Instance<'obj> {
         }
 
         self.handoff.stop(&mut self.vms);
-        drop(hints);
+        // The scheduling first, as the rest may wait for grace periods of RCU, and those for vCPU
+        // threads, which without hints are not urgent, and with policies of ours may not run at all.
         drop(self.roster.take());
         drop(self.struct_ops.take());
+        drop(hints);
         uei_report!(&self.skel, uei)
     }
 

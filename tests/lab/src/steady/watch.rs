@@ -116,7 +116,7 @@ impl Watch {
                     .filter_map(|(_, vm)| vm["name"].as_str().map(str::to_owned));
                 self.served.extend(served);
             }
-            if self.samples.len() % TOLD == 0 {
+            if self.samples.len().is_multiple_of(TOLD) {
                 let memory = self.samples.last().map_or(0, |sample| sample.anonymous_kib);
                 eprintln!(
                     "after {:.0?}: {memory} KiB, {} VMs served so far",
