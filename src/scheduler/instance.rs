@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, OpenObject};
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use scx_stats::prelude::*;
 use scx_utils::{
     compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology,
@@ -267,11 +267,15 @@ impl<'obj> Instance<'obj> {
             }
         }
 
+        // Each of these waits for the kernel, on a busy host for seconds.
+        debug!("closing the connections of VMMs");
         self.handoff.stop(&mut self.vms);
+        debug!("leaving the kernel");
         // The scheduling first, as the rest may wait for grace periods of RCU, and those for vCPU
         // threads, which without hints are not urgent, and with policies of ours may not run at all.
         drop(self.roster.take());
         drop(self.struct_ops.take());
+        debug!("letting KVM go");
         drop(hints);
         uei_report!(&self.skel, uei)
     }
