@@ -220,6 +220,8 @@ mod tests {
     fn a_policy_is_read_and_set() {
         let thread = std::thread::spawn(|| {
             let tid = u32::try_from(nix::unistd::gettid().as_raw()).unwrap();
+            // Whatever it has from who runs the tests.
+            set_policy(tid, libc::SCHED_OTHER).unwrap();
             assert_eq!(policy(tid).unwrap(), libc::SCHED_OTHER);
             set_policy(tid, libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK).unwrap();
             policy(tid).unwrap()
