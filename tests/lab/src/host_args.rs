@@ -15,7 +15,7 @@ use crate::topology::Topology;
 /// Which host VM to boot.
 #[derive(Args, Clone, Debug)]
 pub struct HostArgs {
-    /// Kernel: a series such as 6.18, or newest
+    /// Kernel: a series such as 6.18, a release such as 7.2.11, or newest
     #[arg(long, default_value_t = Kernel::V6_18, value_name = "SERIES")]
     pub kernel: Kernel,
     #[command(flatten)]

@@ -14,11 +14,14 @@ use crate::cache::Cache;
 use crate::root::Root;
 use crate::{process, vmlinux};
 
-/// A kernel series. The patch release is whatever the archive has: it drops the older ones.
+/// A kernel, as a rule by its series: which patch releases there are changes, as the archive drops the
+/// older ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kernel {
     /// The newest of a series, by its major and minor number.
     Series(u32, u32),
+    /// A patch release of a series.
+    Release(u32, u32, u32),
     /// The newest that the archive has, with headers.
     Newest,
 }
@@ -43,6 +46,7 @@ impl Kernel {
     fn prefix(self) -> Vec<u32> {
         match self {
             Self::Series(major, minor) => vec![major, minor],
+            Self::Release(major, minor, patch) => vec![major, minor, patch],
             Self::Newest => Vec::new(),
         }
     }
@@ -56,6 +60,7 @@ impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Series(major, minor) => f.pad(&format!("{major}.{minor}")),
+            Self::Release(major, minor, patch) => f.pad(&format!("{major}.{minor}.{patch}")),
             Self::Newest => f.pad("newest"),
         }
     }
@@ -73,9 +78,12 @@ impl FromStr for Kernel {
         if name == "newest" {
             return Ok(Self::Newest);
         }
-        name.split_once('.')
-            .and_then(|(major, minor)| Some(Self::Series(number(major)?, number(minor)?)))
-            .with_context(|| format!("{name} is no kernel series such as 6.18, nor newest"))
+        let numbers: Option<Vec<_>> = name.split('.').map(number).collect();
+        match numbers.as_deref() {
+            Some([major, minor]) => Ok(Self::Series(*major, *minor)),
+            Some([major, minor, patch]) => Ok(Self::Release(*major, *minor, *patch)),
+            _ => bail!("{name} is no kernel series such as 6.18, nor newest"),
+        }
     }
 }
 
@@ -450,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_series_is_named_by_its_numbers() {
-        for name in ["6.12", "7.10", "newest"] {
+        for name in ["6.12", "7.10", "7.2.11", "newest"] {
             let kernel: Kernel = name.parse().unwrap();
             assert_eq!(kernel.to_string(), name);
         }
@@ -458,7 +466,7 @@ mod tests {
             "",
             "6",
             "6.",
-            "6.18.15",
+            "6.18.15.1",
             "6.018",
             "+6.18",
             "6.18+deb13-amd64",
