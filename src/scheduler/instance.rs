@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, OpenObject};
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use scx_stats::prelude::*;
 use scx_utils::{
     compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology,
@@ -244,8 +244,12 @@ impl<'obj> Instance<'obj> {
             }
         }
 
+        // Each of these waits for the kernel, on a busy host for seconds.
+        debug!("closing the connections of VMMs");
         self.handoff.stop(&mut self.vms);
+        debug!("letting KVM go");
         drop(hints);
+        debug!("leaving the kernel");
         drop(self.struct_ops.take());
         uei_report!(&self.skel, uei)
     }
