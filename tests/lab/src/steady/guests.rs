@@ -160,7 +160,7 @@ fn start(name: &str, kind: Kind) -> Result<Running> {
     let work = match kind.work {
         Work::RealTime => "exec chrt -f 50 pvsched-lab burn 3 27",
         Work::Ordinary => "exec pvsched-lab burn 20 20",
-        Work::Idle => "exec chrt -i 0 pvsched-lab burn 50 10",
+        Work::Idle => "exec chrt -i 0 pvsched-lab burn 20 20",
     };
     let work = guest.spawn(work)?;
     let pid = guest.pid();

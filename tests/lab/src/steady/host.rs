@@ -20,11 +20,11 @@ use crate::process;
 
 /// Milliseconds that host tasks are busy, and sleep.
 const LIGHT: (u64, u64) = (2, 18);
-const HEAVY: (u64, u64) = (15, 30);
+const HEAVY: (u64, u64) = (15, 35);
 
-/// As many of either. Together they want less than a CPU and a half: whatever their nice values make of
-/// them, something is left for guests that boot.
-const TASKS: usize = 3;
+/// As many of either. Together they want less than a CPU: whatever their nice values make of them,
+/// something is left for guests that boot.
+const TASKS: usize = 2;
 
 /// A burst takes seconds; one that has not ended after this has a task that does not run.
 const HACKBENCH_LIMIT: u32 = 120;

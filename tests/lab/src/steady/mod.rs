@@ -173,6 +173,8 @@ impl Mix {
     }
 
     fn fail(&self, error: Error) {
+        // At once, as guests may take minutes to end.
+        eprintln!("failed after {:.1?}: {error:#}", self.start.elapsed());
         lock(&self.failures).push(error);
         self.stopped.store(true, Ordering::Relaxed);
     }
@@ -238,7 +240,8 @@ fn mix(options: &Options) -> Result<Report> {
     let folder = tempfile::tempdir()?;
     let config = folder.path().join("scx_pvsched.toml");
     host::Operator::write(&config, Grants::Defaults)?;
-    let mut scheduler = Scheduler::start(&["--config", &config.display().to_string()])?;
+    let mut scheduler =
+        Scheduler::start(&["--verbose", "--config", &config.display().to_string()])?;
     let before = Held::without_vms(&mut scheduler, SETTLES)?;
     let starts = sched_ext_enable_seq();
 
