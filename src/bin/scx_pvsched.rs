@@ -6,12 +6,14 @@ use std::mem::MaybeUninit;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use libbpf_rs::PrintLevel;
 use log::{debug, info, warn};
+use nix::sys::signal::{SigSet, Signal};
 use scx_pvsched::scheduler::config::ConfigFile;
 use scx_pvsched::scheduler::instance::{Asked, Instance};
 use scx_pvsched::scheduler::options::Options;
@@ -58,6 +60,24 @@ fn on_signals(signals: &[i32], asked: &Arc<AtomicBool>) -> Result<()> {
         flag::register(*signal, Arc::clone(asked)).context("cannot handle signals")?;
     }
     Ok(())
+}
+
+/// Leaves these signals to a thread that does nothing else, from here on for this one and those that it
+/// starts. The kernel gives up on checking a program whose loader is sent a signal, and on a busy host
+/// checking takes so long that a few requests to reload are enough to end the loader's patience.
+fn divert(signals: &[i32]) -> Result<()> {
+    const CANNOT: &str = "cannot leave signals to a thread of their own";
+    let thread = thread::Builder::new().name("signals".to_owned());
+    thread
+        .spawn(|| loop {
+            thread::park();
+        })
+        .context(CANNOT)?;
+    let mut set = SigSet::empty();
+    for signal in signals {
+        set.add(Signal::try_from(*signal).context(CANNOT)?);
+    }
+    set.thread_block().context(CANNOT)
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -115,6 +135,7 @@ fn run(options: &Options) -> Result<()> {
     }
     on_signals(&[SIGINT, SIGTERM], &asked.stop)?;
     on_signals(&[SIGHUP], &asked.reload)?;
+    divert(&[SIGINT, SIGTERM, SIGHUP])?;
 
     let mut config = ConfigFile::open(options)?;
     loop {

@@ -62,8 +62,9 @@ impl Actor {
             (Self::Tasks, _) => 3_000..=12_000,
             (Self::Policies, _) => 200..=1_500,
             (Self::Cgroups, _) => 300..=2_000,
-            (Self::Cpus, Action::Offline) => 6_000..=20_000,
-            (Self::Cpus, _) => 2_000..=8_000,
+            // As a rule the scheduler is back by then: it loads in 20 s beside guests that boot.
+            (Self::Cpus, Action::Offline) => 25_000..=45_000,
+            (Self::Cpus, _) => 15_000..=35_000,
             (Self::Operator, _) => 3_000..=12_000,
         }
     }
@@ -333,7 +334,8 @@ mod tests {
         for seed in 0..200 {
             for actor in Actor::all() {
                 let count = steps(seed, actor, Duration::from_secs(150)).len();
-                assert!(count >= 6, "seed {seed}: {count} steps of {actor:?}");
+                let least = if actor == Actor::Cpus { 3 } else { 6 };
+                assert!(count >= least, "seed {seed}: {count} steps of {actor:?}");
             }
         }
     }
