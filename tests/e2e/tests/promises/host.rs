@@ -156,8 +156,17 @@ fn a_task_that_a_real_time_task_interrupts_goes_on_elsewhere() -> Result<()> {
         thread::sleep(Duration::from_secs(1));
         for _ in 0..2 {
             let cpu = host::last_cpu(ordinary.pid(), ordinary.pid())?.to_string();
-            let script = "exec chrt -f 10 timeout -s KILL 6 sh -c 'while :; do :; done'";
-            let _urgent = Daemon::start("urgent", "taskset", ["-c", &cpu, "sh", "-c", script])?;
+            let words = [
+                "-c",
+                &cpu,
+                "chrt",
+                "-f",
+                "10",
+                "sh",
+                "-c",
+                "while :; do :; done",
+            ];
+            let _urgent = Daemon::start("urgent", "taskset", words)?;
             thread::sleep(Duration::from_secs(1));
             let time = times(&[&ordinary], Duration::from_secs(4))?[0];
             scheduler.check()?;
