@@ -107,7 +107,7 @@ fn main() -> Result<()> {
     let from = options.from.min(options.duration.saturating_sub(1)) * MS;
     let view = View {
         title: format!(
-            "{name}: {:?}, {} CPUs, {} VMs, {} host tasks",
+            "policy {name}, scenario {}: {} CPUs, {} VMs, {} host tasks",
             options.scenario, options.cpus, options.vms, options.tasks
         ),
         scenario: &scenario,

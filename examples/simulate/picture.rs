@@ -38,6 +38,15 @@ fn text(x: f64, y: f64, size: u32, anchor: &str, words: impl Into<String>) -> Te
         .set("fill", INK)
 }
 
+fn boxed(x: f64, y: f64, width: f64, height: f64, fill: &str) -> Rectangle {
+    Rectangle::new()
+        .set("x", x)
+        .set("y", y)
+        .set("width", width)
+        .set("height", height)
+        .set("fill", fill)
+}
+
 /// A step between marks of the axis: so that there are about ten, and round.
 fn axis_step(span: u64) -> u64 {
     let steps = (0..).flat_map(|power| [1, 2, 5].map(|digit| digit * 10_u64.pow(power) * MS / 100));
@@ -50,7 +59,10 @@ fn axis_step(span: u64) -> u64 {
 /// Physical CPUs above, vCPUs and tasks below, time from left to right.
 pub fn draw(view: &View) -> Document {
     let threads = view.threads();
-    let owner_of = |task: TaskId| threads.iter().find(|one| one.0 == task);
+    let row_of = |task: TaskId| {
+        let row = threads.iter().position(|one| one.0 == task)?;
+        Some((row as f64, &threads[row]))
+    };
     let cpus = view.scenario.topology.len();
     let rows = f64::from(cpus) + threads.len() as f64;
     let height = TOP + rows * ROW + 2.0 * GAP + 34.0 + 22.0 * (view.scenario.vms.len() / 10) as f64;
@@ -95,11 +107,13 @@ pub fn draw(view: &View) -> Document {
     }
 
     for wait in &view.trace.waits {
-        let row = threads.iter().position(|one| one.0 == wait.task);
-        let (Some(row), true) = (row, wait.ended > view.from && wait.began < view.to) else {
+        let Some((row, _)) = row_of(wait.task) else {
             continue;
         };
-        let y = tasks_top + row as f64 * ROW + ROW / 2.0;
+        if wait.ended <= view.from || wait.began >= view.to {
+            continue;
+        }
+        let y = tasks_top + (row + 0.5) * ROW;
         let line = Line::new()
             .set("x1", x(wait.began))
             .set("x2", x(wait.ended))
@@ -111,48 +125,50 @@ pub fn draw(view: &View) -> Document {
     }
 
     for turn in &view.trace.turns {
+        let Some((row, (_, owner, _, name))) = row_of(turn.task) else {
+            continue;
+        };
         let ended = turn.began + turn.ran;
-        let row = threads.iter().position(|one| one.0 == turn.task);
-        let (Some(row), true) = (row, ended > view.from && turn.began < view.to) else {
+        if ended <= view.from || turn.began >= view.to {
             continue;
+        }
+        let spent = if turn.applied == Applied::Throttled {
+            ", budget spent"
+        } else {
+            ""
         };
-        let Some((_, owner, _, name)) = owner_of(turn.task) else {
-            continue;
-        };
-        let (left, width) = (x(turn.began), (x(ended) - x(turn.began)).max(0.6));
-        let boxed = |y: f64, height: f64, fill: &str| {
-            Rectangle::new()
-                .set("x", left)
-                .set("width", width)
-                .set("y", y)
-                .set("height", height)
-                .set("fill", fill)
-        };
-        let why = match turn.applied {
-            Applied::BoostTask => ", ahead for a task",
-            Applied::BoostIrq => ", ahead for an interrupt",
-            Applied::Throttled => ", budget spent",
-            Applied::Baseline => "",
-        };
-        let hint = format!("{name} on CPU {}, {} us{why}", turn.cpu.0, turn.ran / 1000);
-        let on_cpu = TOP + f64::from(turn.cpu.0) * ROW;
-        let own = tasks_top + row as f64 * ROW;
-        let mut group = Group::new().add(Title::new(hint));
-        for y in [on_cpu, own] {
-            let edge = boxed(y + 3.0, ROW - 6.0, colour(*owner))
+        let words = format!(
+            "{name} on CPU {}, {} us{spent}",
+            turn.cpu.0,
+            turn.ran / 1000
+        );
+        let width = (x(ended) - x(turn.began)).max(0.6);
+        let mut group = Group::new().add(Title::new(words));
+        for top in [TOP + f64::from(turn.cpu.0) * ROW, tasks_top + row * ROW] {
+            let edge = boxed(x(turn.began), top + 3.0, width, ROW - 6.0, colour(*owner))
                 .set("stroke", "white")
                 .set("stroke-width", 0.5);
             group = group.add(edge);
-            if turn.applied.is_boost() {
-                let fill = if turn.applied == Applied::BoostTask {
-                    BOOST
-                } else {
-                    INK
-                };
-                group = group.add(boxed(y, 5.0, fill).set("width", width.max(2.0)));
-            }
         }
         all = all.add(group);
+    }
+
+    for one in &view.trace.ahead {
+        let Some((row, _)) = row_of(one.task) else {
+            continue;
+        };
+        if one.ended <= view.from || one.began >= view.to {
+            continue;
+        }
+        let fill = if one.applied == Applied::BoostTask {
+            BOOST
+        } else {
+            INK
+        };
+        let width = (x(one.ended) - x(one.began)).max(2.0);
+        for top in [TOP + f64::from(one.cpu.0) * ROW, tasks_top + row * ROW] {
+            all = all.add(boxed(x(one.began), top, width, 5.0, fill));
+        }
     }
     Document::new()
         .set("viewBox", (0, 0, WIDTH, height))
@@ -182,7 +198,7 @@ fn legend(view: &View, top: f64) -> Group {
     let mut group = Group::new().set("font-family", "sans-serif");
     let (mut x, mut y) = (LEFT, top + 10.0);
     for (fill, shape, words) in entries {
-        let width = 34.0 + 7.5 * words.len() as f64;
+        let width = 48.0 + 6.4 * words.len() as f64;
         if x + width > WIDTH - RIGHT {
             (x, y) = (LEFT, y + 22.0);
         }
@@ -191,12 +207,7 @@ fn legend(view: &View, top: f64) -> Group {
             "bar" => (5.0, 4.0),
             _ => (6.5, 1.0),
         };
-        let mark = Rectangle::new()
-            .set("x", x)
-            .set("y", y + offset)
-            .set("width", 18)
-            .set("height", height)
-            .set("fill", fill);
+        let mark = boxed(x, y + offset, 18.0, height, fill);
         group = group
             .add(mark)
             .add(text(x + 24.0, y + 12.0, 13, "start", words));

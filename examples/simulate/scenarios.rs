@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Scenarios by name.
 
+use std::fmt;
+
 use clap::ValueEnum;
 use scx_pvsched::policy::{Role, Urgency};
 use scx_pvsched::simulator::scenario::{
@@ -23,6 +25,13 @@ pub enum Kind {
     Idle,
     /// The vCPUs of each VM are of one exclusion group
     Groups,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let value = self.to_possible_value().ok_or(fmt::Error)?;
+        f.write_str(value.get_name())
+    }
 }
 
 pub fn build(options: &Options) -> Scenario {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use scx_pvsched::policy::{Applied, Turn};
+use scx_pvsched::policy::Applied;
 use scx_pvsched::simulator::scenario::{MS, US};
 
 use crate::View;
@@ -12,17 +12,11 @@ use crate::View;
 const COLUMNS: u64 = 90;
 const NAME: usize = 9;
 
-/// The part of a turn that is within a time.
-fn overlap(turn: &Turn, from: u64, to: u64) -> u64 {
-    (turn.began + turn.ran)
-        .min(to)
-        .saturating_sub(turn.began.max(from))
-}
-
-/// What is told of a column: the turn that has most of it.
-fn longest<'a>(turns: impl Iterator<Item = &'a Turn>, from: u64, to: u64) -> Option<&'a Turn> {
-    let within = turns.filter(|turn| overlap(turn, from, to) > 0);
-    within.max_by_key(|turn| overlap(turn, from, to))
+/// What is told of a column: that which has most of it, of `(from, to, what)`.
+fn longest<T>(all: impl Iterator<Item = (u64, u64, T)>, (from, to): (u64, u64)) -> Option<T> {
+    let part = |one: &(u64, u64, T)| one.1.min(to).saturating_sub(one.0.max(from));
+    let most = all.filter(|one| part(one) > 0).max_by_key(part)?;
+    Some(most.2)
 }
 
 pub fn timeline(view: &View) -> String {
@@ -46,35 +40,23 @@ pub fn timeline(view: &View) -> String {
     );
     let columns = (view.to - view.from).div_ceil(step);
     for cpu in 0..view.scenario.topology.len() {
-        let on_cpu = |number| {
-            let (from, to) = column(number);
-            longest(
-                trace.turns.iter().filter(|turn| turn.cpu.0 == cpu),
-                from,
-                to,
-            )
+        let turns = trace.turns.iter().filter(|turn| turn.cpu.0 == cpu);
+        let turns = turns.map(|turn| (turn.began, turn.began + turn.ran, turn.task));
+        let ahead = trace.ahead.iter().filter(|one| one.cpu.0 == cpu);
+        let ahead = ahead.map(|one| (one.began, one.ended, one.applied));
+        let letter = |number| {
+            let task = longest(turns.clone(), column(number));
+            let thread = task.and_then(|task| threads.iter().find(|one| one.0 == task));
+            thread.map_or('.', |thread| thread.2)
         };
-        let letters: String = (0..columns)
-            .map(|number| {
-                let thread =
-                    on_cpu(number).and_then(|turn| threads.iter().find(|one| one.0 == turn.task));
-                thread.map_or('.', |thread| thread.2)
-            })
-            .collect();
         // A boost is short as a rule, so that it is marked wherever there is one.
-        let marks: String = (0..columns)
-            .map(|number| {
-                let (from, to) = column(number);
-                let turns = trace.turns.iter().filter(|turn| {
-                    turn.cpu.0 == cpu && turn.applied.is_boost() && overlap(turn, from, to) > 0
-                });
-                match longest(turns, from, to).map(|turn| turn.applied) {
-                    Some(Applied::BoostTask) => '!',
-                    Some(_) => '^',
-                    None => ' ',
-                }
-            })
-            .collect();
+        let mark = |number| match longest(ahead.clone(), column(number)) {
+            Some(Applied::BoostTask) => '!',
+            Some(_) => '^',
+            None => ' ',
+        };
+        let letters: String = (0..columns).map(letter).collect();
+        let marks: String = (0..columns).map(mark).collect();
         let lines = format!(
             "{:<NAME$}{letters}\n{:<NAME$}{marks}",
             format!("CPU {cpu}"),
@@ -83,7 +65,8 @@ pub fn timeline(view: &View) -> String {
         let _ = writeln!(out, "{}", lines.trim_end());
     }
 
-    let _ = writeln!(out, "\nover all {} ms", trace.ended / MS);
+    let (ms, calls) = (trace.ended / MS, trace.calls);
+    let _ = writeln!(out, "\nover all {ms} ms, with {calls} calls of the policy");
     let _ = writeln!(
         out,
         "      {:<16}{:>8}{:>12}{:>14}{:>17}",
@@ -91,7 +74,8 @@ pub fn timeline(view: &View) -> String {
     );
     for (id, _, letter, name) in &threads {
         let percent = |ran: u64| format!("{:.1} %", ran as f64 * 100.0 / trace.ended as f64);
-        let ahead = trace.ran_as(*id, Applied::BoostTask) + trace.ran_as(*id, Applied::BoostIrq);
+        let ahead =
+            trace.ran_ahead(*id, Applied::BoostTask) + trace.ran_ahead(*id, Applied::BoostIrq);
         let late: Vec<_> = [50, 90, 99]
             .iter()
             .filter_map(|of| trace.late((*id, 0), *of))

@@ -10,6 +10,11 @@
 //! the first task in it that may run there. So the order is the heart of a policy, and a CPU is
 //! never idle while somebody who may run there waits, unless the policy binds him to another CPU.
 //!
+//! An engine may learn of things late, as one in another process does: all times are arguments, and a
+//! turn says itself how long it was. It may be unable to interrupt a CPU, or to narrow a task to one.
+//! What it must do is to keep [`Task::allowed`], to call in the order below, and to bound a turn by
+//! its slice. Each decision is what such an engine hands on: a place in an order, a slice, a CPU or any.
+//!
 //! - [`arithmetic`]: weights, shares, budgets; the same text that the BPF scheduler is compiled from
 //! - [`homes`]: CPUs for exclusion groups, which the engine sees to for every policy
 //! - [`latency`]: the reference, the policy of the BPF scheduler

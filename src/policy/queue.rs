@@ -75,3 +75,48 @@ impl Queue {
         self.waiting.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::policy::Weight;
+
+    #[test]
+    fn the_first_that_may_run_there_is_taken() {
+        let task = |id: u32, cpus: &[u32]| Task {
+            id: TaskId(id),
+            weight: Weight::DEFAULT,
+            allowed: cpus.iter().map(|cpu| CpuId(*cpu)).collect::<BTreeSet<_>>(),
+            last_cpu: CpuId(cpus[0]),
+            vcpu: None,
+        };
+        let tasks = [
+            task(1, &[0, 1]),
+            task(2, &[1]),
+            task(3, &[0, 1]),
+            task(4, &[0, 1]),
+        ];
+        let tasks: BTreeMap<_, _> = tasks.into_iter().map(|task| (task.id, task)).collect();
+        let mut queue = Queue::default();
+        let mut insert = |id, order, cpu| {
+            let mut decision = Decision::new(order, 0);
+            decision.cpu = cpu;
+            queue.insert(TaskId(id), decision);
+        };
+        insert(1, 9, None);
+        insert(2, 3, None);
+        insert(3, 5, Some(CpuId(1)));
+        insert(4, 5, None);
+        insert(1, 5, None);
+        let mut order = |cpu| {
+            let taken = std::iter::from_fn(|| queue.take(CpuId(cpu), &tasks));
+            taken.map(|(TaskId(id), _)| id).collect::<Vec<_>>()
+        };
+        // Equals in order of arrival; task 2 may not run here, and task 3 shall not.
+        assert_eq!(order(0), [4, 1]);
+        assert_eq!(order(1), [2, 3]);
+        assert!(queue.is_empty());
+    }
+}

@@ -11,18 +11,18 @@
 pub mod behaviours;
 mod guest;
 pub mod scenario;
+mod setup;
 mod trace;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use crate::policy::{
-    homes, Applied, Cpu, CpuId, Decision, End, Host, Policy, Queue, Reaction, Role, Task, TaskId,
-    Turn, Vcpu, VmId, Why,
+    Applied, Cpu, Decision, End, Host, Policy, Queue, Reaction, Task, TaskId, Turn, VmId, Why,
 };
 use guest::{Step, Work};
 use scenario::Scenario;
-pub use trace::{Response, Trace, Wait};
+pub use trace::{Ahead, Response, Trace, Wait};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -43,6 +43,8 @@ struct Running {
     /// Until when the thread's work is accounted for.
     ran_until: u64,
     applied: Applied,
+    /// Since when the guest is told that.
+    told_since: u64,
 }
 
 /// All but the policy.
@@ -69,6 +71,24 @@ impl World {
             cpus: &self.cpus,
             tasks: &self.tasks,
             queue: &self.queue,
+        }
+    }
+
+    /// What the guest on a CPU was told so far goes into the trace.
+    fn note_told(&mut self, cpu: usize) {
+        let now = self.now;
+        let Some(running) = &mut self.running[cpu] else {
+            return;
+        };
+        let began = std::mem::replace(&mut running.told_since, now);
+        if running.applied.is_boost() && began < now {
+            self.trace.ahead.push(Ahead {
+                task: running.task,
+                cpu: self.cpus[cpu].id,
+                began,
+                ended: now,
+                applied: running.applied,
+            });
         }
     }
 
@@ -107,126 +127,7 @@ pub fn simulate(scenario: &Scenario, policy: &mut dyn Policy) -> Trace {
     simulator.finish(scenario.duration)
 }
 
-/// The CPUs for the vCPUs of exclusion groups.
-fn homes_of(scenario: &Scenario, cpus: &[Cpu]) -> BTreeMap<TaskId, CpuId> {
-    let cores = homes::Cores::new(cpus.iter().map(|cpu| (cpu.id.0, cpu.core, cpu.cache)));
-    let numbers = (0..)
-        .zip(&scenario.vms)
-        .flat_map(|(vm, one)| one.vcpus.iter().map(move |_| vm));
-    let members: Vec<_> = scenario
-        .vcpus()
-        .zip(numbers)
-        .filter(|((_, _, vcpu), _)| vcpu.group != 0)
-        .map(|((id, _, vcpu), vm)| homes::Member {
-            id: (vm, id.0),
-            group: homes::Group {
-                vm: Some(vm),
-                number: vcpu.group,
-            },
-            latency: vcpu.role == Role::Latency,
-            allowed: allowed(&vcpu.thread.affinity, cpus)
-                .iter()
-                .map(|cpu| cpu.0)
-                .collect(),
-        })
-        .collect();
-    let placement = homes::place(&members, &BTreeMap::new(), &cores, scenario.smt_isolate);
-    let homes = placement.homes.into_iter();
-    homes
-        .map(|((_, id), cpu)| (TaskId(id), CpuId(cpu)))
-        .collect()
-}
-
-fn allowed(affinity: &[CpuId], cpus: &[Cpu]) -> BTreeSet<CpuId> {
-    let all = cpus.iter().map(|cpu| cpu.id);
-    all.filter(|cpu| affinity.is_empty() || affinity.contains(cpu))
-        .collect()
-}
-
-impl<'a> Simulator<'a> {
-    fn new(scenario: &Scenario, policy: &'a mut dyn Policy) -> Self {
-        let topology = scenario.topology;
-        let cpus: Vec<_> = (0..topology.len())
-            .map(|id| {
-                let core = id / topology.threads;
-                Cpu {
-                    id: CpuId(id),
-                    core: core as usize,
-                    cache: (core / topology.cores) as usize,
-                    running: None,
-                }
-            })
-            .collect();
-        let mut world = World {
-            now: 0,
-            seq: 0,
-            events: BinaryHeap::new(),
-            running: vec![None; cpus.len()],
-            turns: vec![0; cpus.len()],
-            tasks: BTreeMap::new(),
-            works: BTreeMap::new(),
-            waits_since: BTreeMap::new(),
-            queue: Queue::default(),
-            trace: Trace {
-                homes: homes_of(scenario, &cpus),
-                ..Trace::default()
-            },
-            random: fastrand::Rng::with_seed(scenario.seed),
-            cpus,
-        };
-        let vcpus: BTreeMap<_, _> = scenario
-            .vcpus()
-            .map(|(id, vm, vcpu)| (id, (vm, vcpu)))
-            .collect();
-        for ((id, owner, thread), next) in scenario.threads().zip((0..topology.len()).cycle()) {
-            let mut allowed = allowed(&thread.affinity, &world.cpus);
-            if let Some(home) = world.trace.homes.get(&id) {
-                allowed = BTreeSet::from([*home]);
-            }
-            let last_cpu = allowed.iter().copied().find(|cpu| cpu.0 >= next);
-            let Some(last_cpu) = last_cpu.or(allowed.first().copied()) else {
-                world.trace.faults.push(format!("{id:?} may run nowhere"));
-                continue;
-            };
-            let work = Work::new(&thread.jobs, vcpus.contains_key(&id));
-            for job in 0..work.jobs() {
-                if let Some(first) = work.first_due(job) {
-                    world.at(first, Event::Due(id, job));
-                }
-            }
-            let vcpu = match (owner, vcpus.get(&id)) {
-                (crate::policy::Owner::Vm(number), Some((vm, vcpu))) => Some(Vcpu {
-                    vm: number,
-                    published: vm.publishes.then_some(work.published),
-                    interrupt: None,
-                    limits: vm.limits,
-                    role: vcpu.role,
-                }),
-                _ => None,
-            };
-            let task = Task {
-                id,
-                weight: thread.weight,
-                allowed,
-                last_cpu,
-                vcpu,
-            };
-            world.tasks.insert(id, task);
-            world.works.insert(id, work);
-        }
-        for (number, vm) in (0..).zip(&scenario.vms) {
-            if let Some(dies) = vm.dies {
-                world.at(dies, Event::Dies(VmId(number)));
-            }
-        }
-        let publishes = (0..).zip(&scenario.vms).filter(|(_, vm)| vm.publishes);
-        Self {
-            world,
-            policy,
-            publishes: publishes.map(|(number, _)| VmId(number)).collect(),
-        }
-    }
-
+impl Simulator<'_> {
     /// Time passes.
     fn pass(&mut self, to: u64) {
         let world = &mut self.world;
@@ -358,6 +259,7 @@ impl<'a> Simulator<'a> {
             slice_ends: now + decision.slice(),
             ran_until: now,
             applied: decision.applied,
+            told_since: now,
         });
         if let Some(task) = world.tasks.get_mut(&id) {
             task.last_cpu = cpu;
@@ -397,6 +299,7 @@ impl<'a> Simulator<'a> {
     /// A turn is over; a thread that wants to go on is placed anew.
     fn stop(&mut self, cpu: usize, end: End) {
         self.work(cpu);
+        self.world.note_told(cpu);
         let world = &mut self.world;
         let Some(running) = world.running[cpu].take() else {
             return;
@@ -459,6 +362,7 @@ impl<'a> Simulator<'a> {
         match (reaction, cpu) {
             (Reaction::Stay, _) | (Reaction::Tell(_), None) => {}
             (Reaction::Tell(applied), Some(cpu)) => {
+                self.world.note_told(cpu);
                 if let Some(running) = &mut self.world.running[cpu] {
                     running.applied = applied;
                 }
@@ -543,6 +447,9 @@ impl<'a> Simulator<'a> {
 
     fn finish(mut self, end: u64) -> Trace {
         self.pass(end);
+        for cpu in 0..self.world.cpus.len() {
+            self.world.note_told(cpu);
+        }
         let world = &mut self.world;
         for (cpu, running) in world.cpus.iter().zip(&world.running) {
             let Some(running) = running.filter(|running| running.began < end) else {

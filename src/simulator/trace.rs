@@ -18,6 +18,21 @@ pub struct Wait {
     pub applied: Applied,
 }
 
+/// A time for which the guest of a vCPU that ran was told that it was ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// Which one.
+    pub task: TaskId,
+    /// Where.
+    pub cpu: CpuId,
+    /// From when,
+    pub began: u64,
+    /// and until when.
+    pub ended: u64,
+    /// For what.
+    pub applied: Applied,
+}
+
 /// What became of one start of a periodic job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Response {
@@ -34,6 +49,8 @@ pub struct Response {
 pub struct Trace {
     /// Turns; those that the end of the simulation cut off are among them.
     pub turns: Vec<Turn>,
+    /// Parts of turns.
+    pub ahead: Vec<Ahead>,
     /// Waits that took time.
     pub waits: Vec<Wait>,
     /// Of periodic jobs, those that began before the end.
@@ -75,12 +92,12 @@ impl Trace {
             .copied()
     }
 
-    /// CPU time of a task in turns that were told so.
+    /// CPU time of a task for which its guest was told so.
     #[must_use]
-    pub fn ran_as(&self, task: TaskId, applied: Applied) -> u64 {
-        let turns = self.turns.iter();
-        let turns = turns.filter(|turn| turn.task == task && turn.applied == applied);
-        turns.map(|turn| turn.ran).sum()
+    pub fn ran_ahead(&self, task: TaskId, applied: Applied) -> u64 {
+        let ahead = self.ahead.iter();
+        let ahead = ahead.filter(|one| one.task == task && one.applied == applied);
+        ahead.map(|one| one.ended - one.began).sum()
     }
 
     /// Whether a task was ever refused a boost for its budget.
