@@ -18,11 +18,10 @@ fn main() {
         .expect("the headers in src/abi compile with libclang")
         .write_to_file(out.join("abi.rs"))
         .expect("OUT_DIR is writable");
+    #[cfg(feature = "policy")]
+    build_policy(&out);
     #[cfg(feature = "scheduler")]
-    {
-        build_bpf();
-        build_policy(&out);
-    }
+    build_bpf();
 }
 
 /// Compiles the BPF objects and generates their skeletons and the types that they share with
@@ -54,9 +53,10 @@ fn build_bpf() {
 
 /// Compiles the arithmetic of `bpf/policy.h` and `bpf/histogram.h` natively: bindgen writes a C file with a callable
 /// function around each static one.
-#[cfg(feature = "scheduler")]
+#[cfg(feature = "policy")]
 fn build_policy(out: &std::path::Path) {
     let wrappers = out.join("policy.c");
+    println!("cargo:rerun-if-changed=bpf");
     let headers = ["bpf/policy.h", "bpf/histogram.h"]
         .map(|header| std::fs::canonicalize(header).expect("it is in the source tree"));
     bindgen::Builder::default()

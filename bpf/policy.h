@@ -2,7 +2,7 @@
 /*
  * The arithmetic of the policy: numbers in, numbers out. No kernel call, no
  * map, no state, so that the same text is compiled for BPF and natively,
- * where property tests (src/policy.rs) and a fuzzer (tests/fuzz) drive it.
+ * where property tests (src/policy/arithmetic.rs) and a fuzzer (tests/fuzz) drive it.
  * No input overflows.
  *
  * Times are nanoseconds. Virtual time (vtime) is nanoseconds of CPU at the

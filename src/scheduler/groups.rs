@@ -8,7 +8,7 @@ use scx_utils::compat;
 
 use super::bpf::main_skel::MainSkel;
 use super::bpf::{intf, MapValue};
-use crate::policy::PV_SHIFT_MAX;
+use crate::policy::arithmetic::PV_SHIFT_MAX;
 
 #[allow(clippy::cast_possible_wrap)]
 const MOST: i32 = PV_SHIFT_MAX as i32;

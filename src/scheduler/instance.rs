@@ -24,7 +24,7 @@ use super::hints::{kvm_is_loaded, Hints};
 use super::monitor::write_report;
 use super::options::Options;
 use super::partial::Roster;
-use super::placement::{Cores, Homes};
+use super::placement::{self, Homes};
 use super::registry::{Maps, Vms};
 use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
 use crate::handoff::server::{self, Server};
@@ -109,7 +109,7 @@ impl<'obj> Instance<'obj> {
     ) -> Result<Self> {
         let topology = Topology::new().context("cannot read the CPU topology")?;
         let layout = Layout::new(&topology)?;
-        let homes = Homes::new(Cores::new(&topology)?, options.smt_isolate);
+        let homes = Homes::new(placement::cores(&topology)?, options.smt_isolate);
         // The socket first: an instance that cannot be talked to must not replace a scheduler.
         let handoff = server::Config {
             protocols: config.protocols(),

@@ -15,7 +15,7 @@ use log::info;
 use super::bpf::measure_skel::MeasureSkelBuilder;
 use super::bpf::{intf, MapValue};
 use super::hints::{kvm_functions, kvm_is_loaded};
-use crate::policy::{fine_least, PV_FINE_BUCKETS};
+use crate::policy::arithmetic::{fine_least, PV_FINE_BUCKETS};
 
 /// How often it looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(100);
@@ -176,7 +176,7 @@ pub fn run(duration: Duration, stop: &AtomicBool) -> Result<Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::fine_bucket;
+    use crate::policy::arithmetic::fine_bucket;
 
     fn waits(all: &[u64]) -> Waits {
         let mut waits = Waits::new();

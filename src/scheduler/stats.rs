@@ -10,8 +10,8 @@ use scx_stats_derive::Stats;
 use serde::{Deserialize, Serialize};
 
 use super::bpf::intf;
-use super::placement::Declared;
 use crate::abi;
+use crate::policy::homes::Declared;
 
 /// One vCPU of a VM that was handed over.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, Stats)]

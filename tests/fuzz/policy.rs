@@ -3,7 +3,7 @@
 
 use bolero::{check, TypeGenerator};
 use scx_pvsched::abi;
-use scx_pvsched::policy::{
+use scx_pvsched::policy::arithmetic::{
     average, boost_key, charge, debt_add, debt_repay, enter_base, enter_vtime, guest_weight,
     key_rank, lead, rank, reweigh, slice, spent, timer_delay, timer_rank, weight,
     PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_OWED_MAX_NS, PV_RANK_MAX,

@@ -12,7 +12,7 @@ use super::super::options::Options;
 use super::known_protocols;
 use crate::abi;
 use crate::handoff::ProtocolName;
-use crate::policy;
+use crate::policy::arithmetic;
 
 /// Nice values, from the one that weighs most.
 pub(super) const NICE: RangeInclusive<i8> = -20..=19;
@@ -85,12 +85,12 @@ impl Allowed {
     #[must_use]
     pub fn rank_max(&self) -> u32 {
         match self.class {
-            Class::Normal => policy::PV_RANK_NONE,
-            Class::Rt => policy::rank(
+            Class::Normal => arithmetic::PV_RANK_NONE,
+            Class::Rt => arithmetic::rank(
                 u64::from(abi::PVSCHED_CLASS_RT) << abi::PVSCHED_URGENCY_CLASS_SHIFT
                     | u64::from(self.rt_prio_max) << abi::PVSCHED_URGENCY_PRIO_SHIFT,
             ),
-            Class::Deadline => policy::PV_RANK_DEADLINE,
+            Class::Deadline => arithmetic::PV_RANK_DEADLINE,
         }
     }
 
@@ -103,7 +103,7 @@ impl Allowed {
             rank_max: self.rank_max(),
             // Nice 19 is the end of the range: below it SCHED_IDLE counts as what it is.
             weight_min: if self.nice.end() == NICE.end() {
-                policy::PV_GUEST_WEIGHT_IDLE
+                arithmetic::PV_GUEST_WEIGHT_IDLE
             } else {
                 weight_of_nice(*self.nice.end())
             },
@@ -161,7 +161,7 @@ impl fmt::Display for Class {
 fn weight_of_nice(nice: i8) -> u32 {
     let class = u64::from(abi::PVSCHED_CLASS_NORMAL) << abi::PVSCHED_URGENCY_CLASS_SHIFT;
     let index = nice.clamp(*NICE.start(), *NICE.end()) - NICE.start();
-    policy::guest_weight(class | u64::from(index.unsigned_abs()))
+    arithmetic::guest_weight(class | u64::from(index.unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn without_a_configuration_a_vm_may_be_urgent_and_not_heavier() {
         let vm = allowed().to_pv_vm();
-        assert_eq!(vm.rank_max, policy::PV_RANK_MAX);
+        assert_eq!(vm.rank_max, arithmetic::PV_RANK_MAX);
         assert_eq!((vm.weight_min, vm.weight_max), (3, 1024));
         assert_eq!(
             (vm.task_budget_ns, vm.irq_budget_ns),

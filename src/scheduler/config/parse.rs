@@ -550,7 +550,7 @@ mod tests {
             prop_assert!(TASK_BUDGET_US.contains(&allowed.task_budget_us));
             prop_assert!(IRQ_BUDGET_US.contains(&allowed.irq_budget_us));
             let vm = allowed.to_pv_vm();
-            prop_assert!(vm.rank_max <= crate::policy::PV_RANK_MAX);
+            prop_assert!(vm.rank_max <= crate::policy::arithmetic::PV_RANK_MAX);
             prop_assert!(0 < vm.weight_min && vm.weight_min <= vm.weight_max);
         }
         Ok(())

@@ -40,6 +40,8 @@ macro_rules! pure {
 pure! {
     /// Rank of an urgency word; 0 when it is not urgent.
     rank = pv_rank(urgency: u64) -> u32;
+    /// The class of an urgency word, `enum pvsched_class`.
+    class = pv_class(urgency: u64) -> u32;
     /// What a VM that may have at most `max` has of a rank.
     cap_rank = pv_cap_rank(rank: u32, max: u32) -> u32;
     /// Rank of the task that a guest's next timer interrupts are for; 0 when it is not urgent.
@@ -52,6 +54,8 @@ pure! {
     key_rank = pv_key_rank(key: u64) -> u32;
     /// What an urgency word makes of a vCPU's weight, in 1024ths.
     guest_weight = pv_guest_weight(urgency: u64) -> u32;
+    /// A number brought into a range; the upper end counts where the range is empty.
+    clamp = pv_clamp(value: u32, min: u32, max: u32) -> u32;
     /// The weight of a task with `weight` in sched_ext's units, of which its guest makes `guest`.
     weight = pv_weight(weight: u32, guest: u32) -> u64;
     /// Virtual time of a vCPU of whose weight its guest makes `to` instead of `from`.

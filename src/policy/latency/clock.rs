@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Virtual clocks, and what turns cost: `bpf/clock.bpf.h`, and `task_charge()` of `bpf/boost.bpf.h`.
+
+use super::judge::{guest_weight, State};
+use super::math;
+use super::*;
+
+/// Where clocks begin, so that what is owed at the start is not before 0.
+const EPOCH: u64 = 1 << 40;
+
+/// A virtual clock: that of all CPUs, or of one for tasks that are bound to some.
+pub(super) type Clock = Option<CpuId>;
+
+/// A turn that began while nobody waited, and costs nothing until somebody does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alone {
+    pub(super) task: TaskId,
+    pub(super) since: u64,
+    pub(super) clock: u64,
+    pub(super) vtime: u64,
+    pub(super) base: u64,
+}
+
+impl Latency {
+    pub(super) fn read(&self, clock: Clock) -> u64 {
+        let own = clock.and_then(|cpu| self.cpus.get(&cpu));
+        own.map_or(self.clock, |cpu| cpu.clock).max(EPOCH)
+    }
+
+    pub(super) fn advance(&mut self, cpu: CpuId, to: u64) {
+        let cpu = self.cpus.entry(cpu).or_default();
+        cpu.clock = cpu.clock.max(to).max(EPOCH);
+        self.clock = self.clock.max(to).max(EPOCH);
+    }
+
+    /// From now on `task` goes by the clock for where it is, and keeps what it is owed or ahead.
+    /// Returns what that shows.
+    pub(super) fn go_by(&mut self, task: &Task, cpu: CpuId, host: &Host) -> u64 {
+        let clock = (task.allowed.len() < host.cpus.len()).then_some(cpu);
+        let to = self.read(clock);
+        let mut t = self.tasks.remove(&task.id).unwrap_or(State {
+            clock,
+            vtime: to,
+            base: to,
+            guest_weight: math::PV_GUEST_WEIGHT_DFL,
+            ..State::default()
+        });
+        if t.clock != clock {
+            let from = self.read(t.clock);
+            t.vtime = math::translate(t.vtime, from, to);
+            t.base = math::translate(t.base, from, to);
+            t.clock = clock;
+        }
+        self.tasks.insert(task.id, t);
+        to
+    }
+
+    /// Charges what it has run of its turn so far; `weight` is what its guest makes of its weight now.
+    pub(super) fn charge(&mut self, task: &Task, ran: u64, weight: u32, now: u64) {
+        let Some(clock) = self.tasks.get(&task.id).map(|t| self.read(t.clock)) else {
+            return;
+        };
+        let Some(t) = self.tasks.get_mut(&task.id) else {
+            return;
+        };
+        let Some((_, charged)) = &mut t.running else {
+            return;
+        };
+        let ran = ran.saturating_sub(std::mem::replace(charged, ran.max(*charged)));
+        let own = task.weight.get();
+        // It may have worked until just now and only then become idle.
+        let heavier = t.guest_weight.max(weight);
+        t.vtime += math::charge(ran, math::weight(own, heavier));
+        t.vtime = math::reweigh(t.vtime, clock, t.guest_weight, weight);
+        t.guest_weight = weight;
+        let for_budgets = heavier.max(math::PV_GUEST_WEIGHT_DFL);
+        t.base += math::charge(ran, math::weight(own, for_budgets));
+        t.settle(now);
+    }
+
+    /// The same for a turn that goes on.
+    pub(super) fn charge_running(&mut self, task: &Task, now: u64) {
+        let began = self.tasks.get(&task.id).and_then(|t| t.running);
+        if let Some((began, _)) = began {
+            self.charge(task, now.saturating_sub(began), guest_weight(task), now);
+        }
+    }
+
+    /// Somebody waits from now on, so that turns cost what they take.
+    pub(super) fn end_alone(&mut self, cpu: CpuId, host: &Host) {
+        let alone = self.cpus.get_mut(&cpu).and_then(|cpu| cpu.alone.take());
+        let Some(alone) = alone else { return };
+        if let Some(task) = host.tasks.get(&alone.task) {
+            self.charge_running(task, host.now);
+        }
+        self.advance(cpu, alone.clock + host.now.saturating_sub(alone.since));
+        let clock = self.read(Some(cpu));
+        if let Some(t) = self.tasks.get_mut(&alone.task) {
+            t.vtime = math::refund(t.vtime, alone.vtime, clock);
+            t.base = math::refund(t.base, alone.base, clock);
+        }
+    }
+
+    /// How far it is ahead of its share.
+    pub(super) fn lead(&self, task: &Task, t: &State) -> i64 {
+        let weight = math::weight(task.weight.get(), math::PV_GUEST_WEIGHT_DFL);
+        math::lead(t.base, self.read(t.clock), weight)
+    }
+}

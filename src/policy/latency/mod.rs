@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The reference: the policy of the BPF scheduler, for any engine.
+//!
+//! Everybody gets CPU time by weight, in order of virtual time. A vCPU whose guest has something
+//! urgent to do, or for which an interrupt waits, goes ahead of that, by rank, and is charged for it
+//! like any other time. How far ahead of its share it may get is a budget.
+//!
+//! The parts are those of the BPF scheduler, whose reasons stand there: `judge` is `boost_judge()` of
+//! `bpf/boost.bpf.h` and `clock` is `bpf/clock.bpf.h`; [`Policy::runnable`] is `enqueue()` of
+//! `bpf/main.bpf.c`. It lacks cgroups, boosts ahead of a guest's timer, and directed yield. And it
+//! differs where one queue for all and exact slices make things simpler: no tick looks at a turn, as its
+//! slice is what is left of a budget; and one that has had boosted turns for too long goes behind the
+//! first of the others itself.
+
+mod clock;
+mod judge;
+
+use std::collections::BTreeMap;
+
+use super::arithmetic as math;
+use super::*;
+use crate::abi;
+use clock::Alone;
+use judge::{guest_is_light, guest_weight, State, Verdict};
+
+/// The tunables of the same names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tunables {
+    /// Length of a fair turn when nobody else waits.
+    pub slice: u64,
+    /// Shortest fair turn.
+    pub slice_min: u64,
+    /// Boost for an interrupt of a guest that does not publish.
+    pub irq_boost: u64,
+    /// Longest time for which a CPU gives boosted turns only while others wait.
+    pub guard: u64,
+}
+
+impl Default for Tunables {
+    fn default() -> Self {
+        Self {
+            slice: 4_000_000,
+            slice_min: 1_000_000,
+            irq_boost: 1_000_000,
+            guard: 100_000_000,
+        }
+    }
+}
+
+/// In the order of fair turns; boosted ones are before that.
+const FAIR: u64 = 1 << 63;
+
+#[derive(Clone, Debug, Default)]
+struct CpuState {
+    clock: u64,
+    alone: Option<Alone>,
+    /// Since when it has given boosted turns only.
+    boosted_since: Option<u64>,
+    guarded_until: u64,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug, Default)]
+pub struct Latency {
+    tunables: Tunables,
+    tasks: BTreeMap<TaskId, State>,
+    cpus: BTreeMap<CpuId, CpuState>,
+    clock: u64,
+}
+
+fn before(a: u64, b: u64) -> bool {
+    a.wrapping_sub(b) > u64::MAX / 2
+}
+
+/// It wants long turns rather than early ones.
+fn is_batch(task: &Task) -> bool {
+    task.vcpu.is_some_and(|vcpu| {
+        let said = vcpu.published.map(|said| said.current.class());
+        vcpu.role == Role::Batch || said == Some(abi::PVSCHED_CLASS_BATCH)
+    })
+}
+
+impl Latency {
+    /// With other tunables than the default.
+    #[must_use]
+    pub fn new(tunables: Tunables) -> Self {
+        Self {
+            tunables,
+            ..Self::default()
+        }
+    }
+
+    fn rank_on(&self, cpu: &Cpu) -> u32 {
+        let t = cpu.running.and_then(|task| self.tasks.get(&task));
+        t.map_or(0, |t| t.verdict.rank)
+    }
+
+    /// The CPU that a boosted task should interrupt: its last one, whose caches it knows, else where
+    /// the least urgent runs; one in the middle of an interrupt only if there is no other.
+    fn cpu_to_take(&self, task: &Task, rank: u32, host: &Host) -> Option<CpuId> {
+        let guarded = |cpu: &Cpu| {
+            let state = self.cpus.get(&cpu.id);
+            state.is_some_and(|state| host.now < state.guarded_until)
+        };
+        let critical = |cpu: &Cpu| {
+            let said = host.running(cpu.id).and_then(|task| task.vcpu?.published);
+            said.is_some_and(|said| said.critical)
+        };
+        let cpus = host.cpus.iter().filter(|cpu| {
+            task.allowed.contains(&cpu.id) && self.rank_on(cpu) < rank && !guarded(cpu)
+        });
+        let best =
+            cpus.min_by_key(|cpu| (critical(cpu), cpu.id != task.last_cpu, self.rank_on(cpu)));
+        best.map(|cpu| cpu.id)
+    }
+
+    /// Whether it has so much better a claim than who runs on its CPU that it need not wait.
+    fn outranks_current(&self, task: &Task, t: &State, host: &Host) -> bool {
+        let Some(other) = host.running(task.last_cpu) else {
+            return false;
+        };
+        let Some(o) = self.tasks.get(&other.id) else {
+            return false;
+        };
+        let (began, charged) = o.running.unwrap_or((host.now, 0));
+        let ran = host.now.saturating_sub(began).saturating_sub(charged);
+        let vtime = o.vtime + math::charge(ran, math::weight(other.weight.get(), o.guest_weight));
+        let latency = task.vcpu.is_some_and(|vcpu| vcpu.role == Role::Latency);
+        let margin = if latency { 0 } else { self.tunables.slice / 2 };
+        !is_batch(task) && o.verdict.rank == 0 && before(t.vtime + margin, vtime)
+    }
+
+    fn guard_is_due(&self, cpu: CpuId, now: u64) -> bool {
+        let since = self.cpus.get(&cpu).and_then(|cpu| cpu.boosted_since);
+        since.is_some_and(|since| now.saturating_sub(since) > self.tunables.guard)
+    }
+}
+
+/// The vtime of the first that waits for a fair turn on `cpu`.
+fn first_vtime(cpu: CpuId, host: &Host) -> Option<u64> {
+    let may_run = |task: &TaskId| {
+        let task = host.tasks.get(task);
+        task.is_some_and(|task| task.allowed.contains(&cpu))
+    };
+    let mut queue = host.queue.iter();
+    let (_, first) = queue.find(|(task, first)| first.order & FAIR != 0 && may_run(task))?;
+    Some(first.order & !FAIR)
+}
+
+impl Policy for Latency {
+    fn runnable(&mut self, task: &Task, why: Why, host: &Host) -> Decision {
+        for cpu in &task.allowed {
+            self.end_alone(*cpu, host);
+        }
+        let clock = self.go_by(task, task.last_cpu, host);
+        let waiting = host.waiting_per_cpu();
+        let credit = match why {
+            Why::Woke => self.tunables.slice,
+            _ => math::PV_OWED_MAX_NS.into(),
+        };
+        if let Some(t) = self.tasks.get_mut(&task.id) {
+            // Its guest may have got more to do than what it was weighed by.
+            let weight = guest_weight(task).max(t.guest_weight);
+            t.vtime = math::reweigh(t.vtime, clock, t.guest_weight, weight);
+            t.guest_weight = weight;
+            t.vtime = math::enter_vtime(t.vtime, clock, credit, waiting);
+            t.base = math::enter_base(t.base, clock, credit);
+        }
+        let (verdict, left) = self.judge(task, host.now);
+        let wakes = matches!(why, Why::Woke | Why::Hinted);
+        let target = (verdict.rank > 0 && wakes)
+            .then(|| self.cpu_to_take(task, verdict.rank, host))
+            .flatten();
+        let has_had_turn = why == Why::TurnEnded;
+        let guard_is_due = has_had_turn && self.guard_is_due(task.last_cpu, host.now);
+        let Some(mut t) = self.tasks.remove(&task.id) else {
+            return Decision::new(FAIR | clock, self.tunables.slice_min);
+        };
+        t.settle(host.now);
+        t.verdict = verdict;
+        t.extra = verdict.rank > 0;
+        let decision = if t.extra {
+            // However urgent one is, the less urgent get a turn now and then, and so does the first of
+            // those that wait for a fair one.
+            let order = if guard_is_due {
+                FAIR | first_vtime(task.last_cpu, host).unwrap_or(0)
+            } else {
+                math::boost_key(verdict.rank, host.now)
+            };
+            Decision::new(order, left).interrupting(target)
+        } else {
+            let slice = if is_batch(task) {
+                self.tunables.slice
+            } else {
+                math::slice(self.tunables.slice, self.tunables.slice_min, waiting)
+            };
+            let target = why == Why::Woke && self.outranks_current(task, &t, host);
+            Decision::new(FAIR | t.vtime, slice).interrupting(target.then_some(task.last_cpu))
+        };
+        self.tasks.insert(task.id, t);
+        decision.applied(verdict.applied)
+    }
+
+    fn hint(&mut self, task: &Task, host: &Host) -> Reaction {
+        let was_light = guest_is_light(self.tasks.get(&task.id));
+        self.charge_running(task, host.now);
+        let (verdict, _) = self.judge(task, host.now);
+        let Some(t) = self.tasks.get_mut(&task.id) else {
+            return Reaction::Stay;
+        };
+        let Verdict { rank, applied } = t.verdict;
+        let again = if t.running.is_none() {
+            // Worth a boost, or a better one; or its guest has got more to do.
+            verdict.rank > rank || guest_weight(task) > t.guest_weight && !t.extra
+        } else {
+            t.settle(host.now);
+            t.verdict = verdict;
+            let waits = host
+                .running_on(task.id)
+                .and_then(|cpu| host.queue.first(cpu, host.tasks));
+            waits.is_some_and(|(_, first)| {
+                let first_rank = if first.order & FAIR == 0 {
+                    math::key_rank(first.order)
+                } else {
+                    0
+                };
+                let over = t.extra && verdict.rank == 0;
+                let has_become_light = !was_light && verdict.rank == 0 && guest_is_light(Some(t));
+                over || has_become_light || rank > 0 && first_rank > verdict.rank
+            })
+        };
+        if again {
+            Reaction::PlaceAgain
+        } else if t.extra && t.running.is_some() && applied != verdict.applied {
+            Reaction::Tell(verdict.applied)
+        } else {
+            Reaction::Stay
+        }
+    }
+
+    fn started(&mut self, task: &Task, cpu: CpuId, decision: &Decision, host: &Host) {
+        let clock = self.go_by(task, cpu, host);
+        let first = first_vtime(cpu, host);
+        let waits = host.queue.first(cpu, host.tasks).is_some();
+        let now = host.now;
+        let guard_is_due = self.guard_is_due(cpu, now);
+        let Some(t) = self.tasks.get_mut(&task.id) else {
+            return;
+        };
+        t.settle(now);
+        t.running = Some((now, 0));
+        let chosen = t.vtime;
+        let weight = guest_weight(task);
+        t.vtime = math::reweigh(t.vtime, clock, t.guest_weight, weight);
+        t.guest_weight = weight;
+        // An extra turn that nobody waits for is a fair one.
+        t.extra &= waits;
+        let extra = t.extra;
+        let state = self.cpus.entry(cpu).or_default();
+        state.alone = None;
+        let in_fair_order = decision.order & FAIR != 0;
+        if extra {
+            let since = state.boosted_since.filter(|_| !in_fair_order);
+            state.boosted_since = since.or(Some(now));
+            return;
+        }
+        state.boosted_since = None;
+        if guard_is_due && in_fair_order {
+            state.guarded_until = now + self.tunables.slice_min;
+        }
+        if waits {
+            t.vtime = math::enter_base(t.vtime, clock, math::PV_OWED_MAX_NS.into());
+            // A turn may begin out of order, and that is not how far the others have got.
+            let chosen = chosen.min(t.vtime).min(first.unwrap_or(u64::MAX));
+            self.advance(cpu, chosen);
+            return;
+        }
+        let to = self.clock.max(state.clock);
+        self.advance(cpu, to);
+        let clock = self.read(Some(cpu));
+        if let Some(t) = self.tasks.get_mut(&task.id) {
+            t.vtime = math::enter_base(t.vtime, clock, 0);
+            t.base = math::enter_base(t.base, clock, 0);
+            let alone = Alone {
+                task: task.id,
+                since: now,
+                clock,
+                vtime: t.vtime,
+                base: t.base,
+            };
+            self.cpus.entry(cpu).or_default().alone = Some(alone);
+        }
+    }
+
+    fn stopped(&mut self, task: &Task, turn: &Turn, host: &Host) {
+        let weight = match turn.end {
+            // What a CPU that halts will do when it is woken, its guest cannot say.
+            End::Slept | End::Gone => math::PV_GUEST_WEIGHT_DFL,
+            End::SliceEnded | End::Interrupted | End::Hinted => guest_weight(task),
+        };
+        self.charge(task, turn.ran, weight, host.now);
+        self.end_alone(turn.cpu, host);
+        if let Some(t) = self.tasks.get_mut(&task.id) {
+            t.settle(host.now);
+            t.running = None;
+            t.verdict = Verdict::default();
+            t.extra = false;
+        }
+        if host.queue.is_empty() {
+            self.cpus.entry(turn.cpu).or_default().boosted_since = None;
+        }
+    }
+
+    fn gone(&mut self, task: &Task) {
+        self.tasks.remove(&task.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simulator::scenario::{Job, Scenario, Thread, Topology, Vm, MS};
+    use crate::simulator::simulate;
+
+    #[test]
+    fn nothing_is_kept_of_a_task_that_is_gone() {
+        let mut vm = Vm::new([
+            Thread::new([Job::BUSY]).into(),
+            Thread::new([Job::BUSY]).into(),
+        ]);
+        let scenario = |vm: &Vm| Scenario {
+            seed: 0,
+            duration: 100 * MS,
+            topology: Topology::flat(1),
+            smt_isolate: false,
+            tasks: vec![Thread::new([Job::BUSY])],
+            vms: vec![vm.clone()],
+        };
+        let known = |vm: &Vm| {
+            let mut policy = Latency::default();
+            simulate(&scenario(vm), &mut policy);
+            policy.tasks.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(known(&vm), [1, 2, 3].map(TaskId));
+        vm.dies = Some(50 * MS);
+        assert_eq!(known(&vm), [TaskId(1)]);
+    }
+}
