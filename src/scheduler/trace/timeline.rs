@@ -150,7 +150,7 @@ impl<W: Write> Timeline<W> {
             intf::pv_event_PV_EVENT_BOOST => self.boost(record),
             intf::pv_event_PV_EVENT_SPENT => {
                 let which = match u32::try_from(record.value) {
-                    Ok(crate::policy::PV_BOOST_TASK) => "tasks",
+                    Ok(crate::policy::arithmetic::PV_BOOST_TASK) => "tasks",
                     _ => "interrupts",
                 };
                 let name = format!("throttled: budget for {which} spent");

@@ -2,7 +2,7 @@
 //! The scheduler's numbers in words.
 
 use super::super::bpf::intf;
-use crate::policy::{
+use crate::policy::arithmetic::{
     PV_BOOST_IRQ, PV_BOOST_NONE, PV_BOOST_TASK, PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_NONE,
     PV_RANK_RT_BASE,
 };
