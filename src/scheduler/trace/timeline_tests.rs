@@ -80,7 +80,7 @@ fn told(records: &[intf::pv_record]) -> Vec<String> {
 
 #[test]
 fn a_waiting_vcpu_is_put_ahead_for_an_interrupt_and_its_task() {
-    use crate::policy::{PV_BOOST_IRQ, PV_BOOST_TASK, PV_RANK_IRQ};
+    use crate::policy::arithmetic::{PV_BOOST_IRQ, PV_BOOST_TASK, PV_RANK_IRQ};
     let irq = verdict(PV_BOOST_IRQ, PV_RANK_IRQ);
     let told = told(&[
         switch(10, 0, false, VCPU),
@@ -138,7 +138,7 @@ fn a_waiting_vcpu_is_put_ahead_for_an_interrupt_and_its_task() {
 
 #[test]
 fn a_budget_that_is_spent_and_a_lost_cpu_end_boosts() {
-    use crate::policy::PV_BOOST_TASK;
+    use crate::policy::arithmetic::PV_BOOST_TASK;
     let task = verdict(PV_BOOST_TASK, 51);
     let told = told(&[
         switch(10, 0, false, VCPU),
