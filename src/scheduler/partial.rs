@@ -85,13 +85,11 @@ impl Roster {
             "it is no vCPU any more"
         );
         let before = policy(tid)?;
-        match before & !libc::SCHED_RESET_ON_FORK {
-            libc::SCHED_OTHER | libc::SCHED_BATCH => {}
-            SCHED_EXT => return Ok(()),
-            other => {
-                info!("vCPU thread {tid} keeps its policy ({other}) and the kernel's scheduler");
-                return Ok(());
+        if !is_ordinary(before) {
+            if before & !libc::SCHED_RESET_ON_FORK != SCHED_EXT {
+                info!("vCPU thread {tid} keeps its policy ({before}) and the kernel's scheduler");
             }
+            return Ok(());
         }
         set_policy(tid, SCHED_EXT | before & libc::SCHED_RESET_ON_FORK)?;
         self.switched += 1;
@@ -173,6 +171,15 @@ impl Thread {
     }
 }
 
+/// Whether a thread of this policy may be given another: it has what every thread has, unless somebody
+/// wanted it to be treated in a special way.
+fn is_ordinary(policy: libc::c_int) -> bool {
+    matches!(
+        policy & !libc::SCHED_RESET_ON_FORK,
+        libc::SCHED_OTHER | libc::SCHED_BATCH
+    )
+}
+
 /// Whether a thread that has wanted a CPU since the given time of `CLOCK_MONOTONIC`, in ns, 0 for one
 /// that wants none, has waited for too long.
 fn has_starved(wants_since: u64, now: Duration) -> bool {
@@ -214,6 +221,21 @@ mod tests {
         assert!(has_starved(since(STARVED + Duration::from_millis(1)), now));
         // A clock that was read before.
         assert!(!has_starved(since(Duration::ZERO) + 5, now));
+    }
+
+    #[test]
+    fn only_ordinary_threads_are_switched() {
+        for ours in [libc::SCHED_OTHER, libc::SCHED_BATCH] {
+            assert!(is_ordinary(ours) && is_ordinary(ours | libc::SCHED_RESET_ON_FORK));
+        }
+        let special = [
+            libc::SCHED_FIFO,
+            libc::SCHED_RR,
+            libc::SCHED_IDLE,
+            libc::SCHED_DEADLINE,
+            SCHED_EXT,
+        ];
+        assert!(!special.into_iter().any(is_ordinary));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::host::{busy, times};
 use crate::vm::{sum, wait_attached};
 
 const NORMAL: u32 = 0;
-const FIFO: u32 = 1;
 const BATCH: u32 = 3;
+const IDLE: u32 = 5;
 const EXT: u32 = 7;
 
 /// A busy guest's turns, and its host's, have settled.
@@ -81,7 +81,7 @@ fn in_partial_mode_only_vcpu_threads_are_scheduled_and_get_their_policies_back()
         let silent = Guest::builder().name("silent").boot()?;
         let (ours, theirs) = (known.guest.vcpu_threads()?, silent.vcpu_threads()?);
         chrt("-b", "0", ours[1])?;
-        chrt("-f", "1", theirs[1])?;
+        chrt("-i", "0", theirs[1])?;
 
         let mut scheduler = partial()?;
         wait_attached(&scheduler, &known, 2)?;
@@ -89,7 +89,7 @@ fn in_partial_mode_only_vcpu_threads_are_scheduled_and_get_their_policies_back()
         load(&known.guest, 2, 0)?;
         load(&silent, 1, 0)?;
         wait_for("handed-over vCPUs are switched", &ours, &[EXT, EXT])?;
-        wait_for("a recognised vCPU is switched", &theirs, &[EXT, FIFO])?;
+        wait_for("a recognised vCPU is switched", &theirs, &[EXT, IDLE])?;
         let rest = [std::process::id(), known.guest.pid(), silent.pid()];
         ensure!(
             policies(&rest)? == [NORMAL; 3],
@@ -105,7 +105,7 @@ fn in_partial_mode_only_vcpu_threads_are_scheduled_and_get_their_policies_back()
         scheduler.check()?;
         scheduler.stop()?;
         wait_for("policies are restored", &ours, &[NORMAL, BATCH])?;
-        wait_for("policies are restored", &theirs, &[NORMAL, FIFO])?;
+        wait_for("policies are restored", &theirs, &[NORMAL, IDLE])?;
 
         // A crash leaves the policy, which the kernel then treats as the ordinary one.
         let mut scheduler = partial()?;
