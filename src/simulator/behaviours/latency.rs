@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{budget, ensure, is_partitioned, may_run, threads};
 use crate::policy::{arithmetic, Applied, CpuId, TaskId, Urgency};
 use crate::simulator::scenario::{Load, Scenario, Thread, Vm, MS};
-use crate::simulator::Trace;
+use crate::simulator::{Trace, Wait};
 
 /// Of what weight it is as long as it runs, if it is always the same: in 1024ths.
 fn steady_weight(thread: &Thread, vm: Option<&Vm>) -> Option<u64> {
@@ -180,9 +180,14 @@ pub(super) fn orders_by_rank(scenario: &Scenario, trace: &Trace) -> Result<(), S
                     && (turn.began..turn.began + turn.ran).contains(&early.started)
             });
             let overtook = turn.is_some_and(|turn| {
+                // It had no CPU then; it may also have been late as it took an interrupt first.
+                let waited = |wait: &Wait| {
+                    wait.task == late.job.0 && wait.began < turn.began && turn.began < wait.ended
+                };
                 turn.began > late.due
                     && turn.applied == Applied::BoostTask
                     && may_run(trace, late.job.0, one.thread, turn.cpu)
+                    && trace.waits.iter().any(waited)
             });
             ensure(!overtook, || {
                 format!(
