@@ -28,14 +28,24 @@ pub fn cpu_time(pid: u32, tid: u32) -> Result<Duration> {
 
 /// The CPU that a thread runs on, or ran on last.
 pub fn last_cpu(pid: u32, tid: u32) -> Result<u32> {
+    stat(pid, tid, 39)
+}
+
+/// The scheduling policy of a thread, as include/uapi/linux/sched.h numbers them.
+pub fn policy(pid: u32, tid: u32) -> Result<u32> {
+    stat(pid, tid, 41)
+}
+
+/// A field of a thread's `stat`, by its number in proc_pid_stat(5), beyond the second.
+fn stat(pid: u32, tid: u32, field: usize) -> Result<u32> {
     let path = format!("/proc/{pid}/task/{tid}/stat");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // Field 39, of which the second is a name in parentheses that may hold anything.
-    let cpu = text
+    // The second is a name in parentheses that may hold anything.
+    let value = text
         .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(39 - 3))
-        .and_then(|cpu| cpu.parse().ok());
-    cpu.context(path)
+        .and_then(|(_, rest)| rest.split_whitespace().nth(field - 3))
+        .and_then(|value| value.parse().ok());
+    value.context(path)
 }
 
 /// Lets a thread run on these CPUs only.

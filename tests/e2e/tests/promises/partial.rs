@@ -24,20 +24,9 @@ const DURATION: Duration = Duration::from_secs(8);
 /// Beyond what the kernel's watchdog allows, 30 s.
 const BEYOND_WATCHDOG: Duration = Duration::from_secs(36);
 
-/// The policy of a thread.
-fn policy(tid: u32) -> Result<u32> {
-    let path = format!("/proc/{tid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // Field 41, of which the second is a name in parentheses that may hold anything.
-    let policy = text
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(41 - 3))
-        .and_then(|policy| policy.parse().ok());
-    policy.context(path)
-}
-
+/// The policies of threads, which may be of any process.
 fn policies(tids: &[u32]) -> Result<Vec<u32>> {
-    tids.iter().map(|tid| policy(*tid)).collect()
+    tids.iter().map(|tid| host::policy(*tid, *tid)).collect()
 }
 
 fn wait_for(what: &str, tids: &[u32], wanted: &[u32]) -> Result<()> {
