@@ -213,6 +213,9 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			boost = PV_BOOST_TASK;
 			if (t->hint_at && t->hint_rank == PV_RANK_IRQ)
 				t->promise = PV_PROMISE;
+			/* What an interrupt waits for may be more urgent than what runs. */
+			if (untaken > 0 && t->hint_rank > rank)
+				rank = t->hint_rank;
 		} else if (untaken > 0) {
 			boost = PV_BOOST_IRQ;
 		} else if (due) {

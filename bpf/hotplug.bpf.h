@@ -12,9 +12,13 @@
 #ifndef PVSCHED_HOTPLUG_BPF_H
 #define PVSCHED_HOTPLUG_BPF_H
 
-SEC("fentry/sched_cpu_deactivate")
-int BPF_PROG(on_cpu_leaving, unsigned int cpu)
+/* A tracepoint: to detach from a function takes a grace period of RCU tasks. */
+SEC("tp_btf/cpuhp_enter")
+int BPF_PROG(on_cpu_leaving, unsigned int cpu, int target, int step)
 {
+	/* Of what makes up a CPU's end, the step in which it stops to be active. */
+	if (step != bpf_core_enum_value(enum cpuhp_state, CPUHP_AP_ACTIVE) || target >= step)
+		return 0;
 	scx_bpf_exit(SCX_ECODE_ACT_RESTART | SCX_ECODE_RSN_HOTPLUG, "CPU %u is about to go", cpu);
 	return 0;
 }

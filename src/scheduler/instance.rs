@@ -2,7 +2,9 @@
 //! One loaded scheduler, from load to exit.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, OpenObject};
 use log::{debug, error, info, warn};
+use nix::fcntl::{fcntl, FcntlArg};
 use scx_stats::prelude::*;
 use scx_utils::{
     compat, scx_ops_attach, scx_ops_load, scx_ops_open, uei_exited, uei_report, Topology,
@@ -84,10 +87,27 @@ impl Layout {
     }
 }
 
+/// A descriptor of a link that is higher than any other of this process. When a process dies the kernel
+/// closes its descriptors from the lowest on, and lets go of the files in the opposite order. Programs at
+/// functions of KVM take it a grace period of RCU tasks each, tens of seconds on a busy host, for which
+/// the scheduler would stay in charge if its turn came after theirs.
+fn above_all(link: &Link) -> Result<OwnedFd> {
+    let mut highest = 0;
+    for entry in fs::read_dir("/proc/self/fd").context("cannot read /proc")? {
+        let number = entry?.file_name().to_string_lossy().parse().unwrap_or(0);
+        highest = highest.max(number);
+    }
+    let fd = fcntl(link.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(highest + 1))?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A scheduler that is attached to the kernel.
 pub struct Instance<'obj> {
     skel: MainSkel<'obj>,
     struct_ops: Option<Link>,
+    /// Another descriptor of `struct_ops`, above all that are slow to be let go.
+    last_fd: Option<OwnedFd>,
     vms: Vms,
     /// Not where all tasks are scheduled.
     roster: Option<Roster>,
@@ -204,6 +224,7 @@ impl<'obj> Instance<'obj> {
         Ok(Self {
             skel,
             struct_ops,
+            last_fd: None,
             vms,
             roster,
             homes,
@@ -232,6 +253,7 @@ impl<'obj> Instance<'obj> {
                         Ok(attached) => {
                             info!("hints from KVM: {}", attached.live());
                             hints = Some(attached);
+                            self.last_fd = self.struct_ops.as_ref().map(above_all).transpose()?;
                         }
                         Err(error) => warn!("no hints from KVM, boosts start late: {error:#}"),
                     }
@@ -274,6 +296,7 @@ impl<'obj> Instance<'obj> {
         // The scheduling first, as the rest may wait for grace periods of RCU, and those for vCPU
         // threads, which without hints are not urgent, and with policies of ours may not run at all.
         drop(self.roster.take());
+        drop(self.last_fd.take());
         drop(self.struct_ops.take());
         debug!("letting KVM go");
         drop(hints);

@@ -141,9 +141,10 @@ impl Scheduler {
         wait_detached().with_context(|| self.daemon.failure("is still attached"))
     }
 
-    /// Ends it as a crash would; the kernel takes over by itself.
-    pub fn kill9(mut self) -> Result<()> {
-        self.daemon.kill9()?;
+    /// Ends it as a crash would, and returns when the kernel has taken over by itself; until the process is
+    /// reaped its last files may take it long.
+    pub fn kill9(self) -> Result<()> {
+        self.daemon.signal(Signal::SIGKILL)?;
         wait_detached()
     }
 
