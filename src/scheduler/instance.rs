@@ -145,6 +145,9 @@ impl<'obj> Instance<'obj> {
         skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
         if options.partial {
             skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
+        } else {
+            // Of tasks that come before all of ours there are few then.
+            skel.struct_ops.pvsched_ops_mut().cpu_release = std::ptr::null_mut();
         }
         if !groups::are_known()? {
             warn!("the kernel was built without CONFIG_EXT_GROUP_SCHED: cpu.weight and cpu.max have no effect");

@@ -152,7 +152,7 @@ pub struct Metrics {
     pub groups_missing: u64,
     #[stat(desc = "times that a task had to wait for the next period of its cgroup's cpu.max")]
     pub held_back: u64,
-    #[stat(desc = "times that a task of a higher scheduling class took a CPU")]
+    #[stat(desc = "--partial: times that a task which is not scheduled here took a CPU")]
     pub released: u64,
     #[stat(desc = "--partial: vCPU threads that were given the policy SCHED_EXT")]
     pub nr_switched: u64,

@@ -50,9 +50,6 @@ pub const OVERSLEPT_BESIDE_LIAR: Duration = Duration::from_millis(150);
 /// The times that two tasks of nice 0 and 5 get differ by 1024/335 = 3.06.
 pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 
-/// What an ordinary task gets of the other one of two CPUs; the lab's own processes need a little.
-pub const BESIDE_REAL_TIME: f64 = 0.8;
-
 /// What cgroups get of what their weights make their shares; slices end at ticks.
 pub const SHARE_BY_WEIGHT: (f64, f64) = (0.95, 1.05);
 

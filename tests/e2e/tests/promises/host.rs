@@ -146,40 +146,6 @@ fn a_task_that_ran_alone_shares_at_once_with_one_that_comes() -> Result<()> {
     })
 }
 
-/// A real-time task of the host's comes before all that a scheduler like this has to say, and takes
-/// only its own CPU.
-#[test]
-fn a_task_that_a_real_time_task_interrupts_goes_on_elsewhere() -> Result<()> {
-    promise(|| {
-        let mut scheduler = Scheduler::start::<&str>(&[])?;
-        let ordinary = busy("0-1", "0")?;
-        thread::sleep(Duration::from_secs(1));
-        for _ in 0..2 {
-            let cpu = host::last_cpu(ordinary.pid(), ordinary.pid())?.to_string();
-            let words = [
-                "-c",
-                &cpu,
-                "chrt",
-                "-f",
-                "10",
-                "sh",
-                "-c",
-                "while :; do :; done",
-            ];
-            let _urgent = Daemon::start("urgent", "taskset", words)?;
-            thread::sleep(Duration::from_secs(1));
-            let time = times(&[&ordinary], Duration::from_secs(4))?[0];
-            scheduler.check()?;
-            println!("an ordinary task had {time:.2} of 4 s beside a real-time task");
-            ensure!(
-                time >= margins::BESIDE_REAL_TIME * 4.0,
-                "an ordinary task had {time:.2} of 4 s, although only CPU {cpu} was taken"
-            );
-        }
-        scheduler.stop()
-    })
-}
-
 /// Hundreds of tasks that do nothing but wake each other up.
 #[test]
 fn hackbench_finishes() -> Result<()> {
