@@ -152,7 +152,7 @@ fn scx_service_starts_it_with_its_flags_and_brings_it_back() -> Result<()> {
             let value = property(name)?;
             ensure!(value == good, "{name} is {value}");
         }
-        told("scheduling 2 CPUs")?;
+        told("scheduling all tasks on 2 CPUs")?;
         let journal = systemd.journal("scx")?;
         ensure!(
             !journal.contains('\x1b'),
