@@ -256,7 +256,13 @@ impl<'obj> Instance<'obj> {
                         Ok(attached) => {
                             info!("hints from KVM: {}", attached.live());
                             hints = Some(attached);
-                            self.last_fd = self.struct_ops.as_ref().map(above_all).transpose()?;
+                            match self.struct_ops.as_ref().map(above_all).transpose() {
+                                Ok(last_fd) => self.last_fd = last_fd,
+                                Err(error) => warn!(
+                                    "should this process be killed, the kernel's scheduler takes over \
+                                     late: {error:#}"
+                                ),
+                            }
                         }
                         Err(error) => warn!("no hints from KVM, boosts start late: {error:#}"),
                     }

@@ -141,11 +141,13 @@ impl Scheduler {
         wait_detached().with_context(|| self.daemon.failure("is still attached"))
     }
 
-    /// Ends it as a crash would, and returns when the kernel has taken over by itself; until the process is
-    /// reaped its last files may take it long.
-    pub fn kill9(self) -> Result<()> {
+    /// Ends it as a crash would, and tells after how long the kernel had taken over by itself. The process
+    /// is reaped too, which may take longer, for its last files.
+    pub fn kill9(self) -> Result<Duration> {
+        let start = Instant::now();
         self.daemon.signal(Signal::SIGKILL)?;
-        wait_detached()
+        wait_detached()?;
+        Ok(start.elapsed())
     }
 
     /// Fails with its log if it no longer schedules, for instance because it was ejected.
@@ -503,8 +505,10 @@ impl Chain {
     }
 
     /// [`Chain::stop_scheduler`] by a crash.
-    pub fn kill9_scheduler(&mut self) -> Result<()> {
-        self.scheduler.take().map_or(Ok(()), Scheduler::kill9)
+    pub fn kill9_scheduler(&mut self) -> Result<Duration> {
+        self.scheduler
+            .take()
+            .map_or(Ok(Duration::ZERO), Scheduler::kill9)
     }
 
     /// Waits until the scheduler has every vCPU of the guest.

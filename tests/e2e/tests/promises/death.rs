@@ -42,9 +42,9 @@ fn a_killed_scheduler_leaves_the_host_running_and_is_used_again_when_back() -> R
         let chain = &mut boosted.chain;
         let pid = chain.scheduler()?.pid();
         let start = Instant::now();
-        chain.kill9_scheduler()?;
+        let gone = chain.kill9_scheduler()?;
+        let reaped = start.elapsed();
         ensure!(host::scheduler_state()? == "disabled");
-        let gone = start.elapsed();
         ensure!(
             gone < margins::AT_ONCE,
             "process {pid} held the host for {gone:?}"
@@ -64,7 +64,7 @@ fn a_killed_scheduler_leaves_the_host_running_and_is_used_again_when_back() -> R
             margins::REATTACH.max(loading),
             || Ok((scheduler.stats()?["nr_vcpus"] == 2).then_some(())),
         )?;
-        println!("gone in {gone:.1?}, loaded again in {loading:.1?}, attached {again:.1?} later");
+        println!("gone in {gone:.1?}, reaped in {reaped:.1?}, loaded again in {loading:.1?}, attached {again:.1?} later");
         eventually("and boosted", margins::AT_ONCE, || {
             Ok((sum(&scheduler.stats()?, "boosts_task") > 0).then_some(()))
         })?;

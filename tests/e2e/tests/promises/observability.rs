@@ -181,6 +181,20 @@ fn recording_programs() -> Result<Vec<String>> {
         .collect())
 }
 
+/// A tracer that has begun, and goes on until it is ended.
+fn tracing(path: &Path) -> Result<Daemon> {
+    let path = path.to_string_lossy();
+    let words = ["--trace", &path, "--for", "3600"];
+    let mut tracer = Daemon::start("tracer", "scx_pvsched", words)?;
+    let log = tracer.log_path().to_owned();
+    tracer.wait_until("tracing", margins::START, || {
+        Ok(fs::read_to_string(&log)?
+            .contains("tracing for")
+            .then_some(()))
+    })?;
+    Ok(tracer)
+}
+
 #[test]
 fn a_trace_shows_why_a_vcpu_runs_and_a_killed_tracer_leaves_nothing() -> Result<()> {
     promise(|| {
@@ -202,17 +216,7 @@ fn a_trace_shows_why_a_vcpu_runs_and_a_killed_tracer_leaves_nothing() -> Result<
         let _ = fs::copy(&path, "/out/boosts.json");
         check_boosts(&Trace::read(&path)?)?;
 
-        let mut tracer = Daemon::start(
-            "tracer",
-            "scx_pvsched",
-            ["--trace", &path.to_string_lossy(), "--for", "3600"],
-        )?;
-        let log = tracer.log_path().to_owned();
-        tracer.wait_until("tracing", margins::START, || {
-            Ok(fs::read_to_string(&log)?
-                .contains("tracing for")
-                .then_some(()))
-        })?;
+        let mut tracer = tracing(&path)?;
         ensure!(
             recording_programs()?.len() > 5,
             "{:?}",
@@ -232,17 +236,7 @@ fn a_trace_shows_why_a_vcpu_runs_and_a_killed_tracer_leaves_nothing() -> Result<
         })?;
 
         // A signal ends it early and well.
-        let mut tracer = Daemon::start(
-            "tracer",
-            "scx_pvsched",
-            ["--trace", &path.to_string_lossy(), "--for", "3600"],
-        )?;
-        let log = tracer.log_path().to_owned();
-        tracer.wait_until("tracing", margins::START, || {
-            Ok(fs::read_to_string(&log)?
-                .contains("tracing for")
-                .then_some(()))
-        })?;
+        let mut tracer = tracing(&path)?;
         let ended = tracer.stop(Signal::SIGINT, margins::AT_ONCE)?;
         ensure!(ended.success(), tracer.failure("ended badly"));
         Trace::read(&path)?.check()?;
