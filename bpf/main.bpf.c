@@ -19,6 +19,7 @@
 #include "capacity.bpf.h"
 #include "bandwidth.bpf.h"
 #include "hotplug.bpf.h"
+#include "preempt.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -65,29 +66,6 @@ s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 
 	return cpu;
 }
 
-/* A vCPU with SCHED_BATCH work, or for nothing else: it wants long turns rather than early ones. */
-static inline bool is_batch(struct pv_task *t)
-{
-	return t->is_vcpu &&
-	       (t->guest_class == PVSCHED_CLASS_BATCH || has_role(t, PVSCHED_ROLE_BATCH));
-}
-
-/*
- * Whether waking @p has so much better a claim than the task on @cpu that it
- * need not wait for the end of that turn. Half a slice of difference keeps
- * tasks of like claims from interrupting each other; a latency-critical vCPU
- * may, and one for batch work never does.
- */
-static inline bool outranks_current(struct pv_task *t, struct pv_cpu *c, u64 now)
-{
-	u64 at = READ_ONCE(c->vtime_at);
-	u64 vtime = READ_ONCE(c->vtime) + pv_charge(now > at ? now - at : 0, READ_ONCE(c->weight));
-	u64 margin = has_role(t, PVSCHED_ROLE_LATENCY) ? 0 : slice_ns / 2;
-
-	return !is_batch(t) && !READ_ONCE(c->rank) && !READ_ONCE(c->taken) &&
-	       pv_before(t->vtime + margin, vtime);
-}
-
 static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, s32 home,
 				   u32 verdict, u64 now, u64 enq_flags)
 {
@@ -115,8 +93,9 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = clock_ns(), dsq, slice, waiting, clock, credit;
+	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, weight;
 	struct pv_llc *l;
+	bool rested;
 	u32 llc;
 
 	/* A task without state is one whose exit has begun; it needs no policy. */
@@ -164,6 +143,8 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	waiting = waiting_for(cpu, llc, l);
 	clock = go_by(t, clock_for(p, home, cpu, llc));
 	credit = enq_flags & SCX_ENQ_WAKEUP ? slice_ns : PV_OWED_MAX_NS;
+	weight = weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL);
+	rested = pv_is_rested(t->vtime, clock, slice_ns, weight);
 	t->vtime = pv_enter_vtime(t->vtime, clock, credit, waiting);
 
 	if (t->is_vcpu) {
@@ -197,12 +178,8 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 
 	if (kick_idle(p, home))
 		return;
-	if (enq_flags & SCX_ENQ_WAKEUP && outranks_current(t, c, now)) {
-		WRITE_ONCE(c->give_way, 1);
-		scx_bpf_kick_cpu(cpu, SCX_KICK_PREEMPT);
-		COUNT(preempted);
-		EVENT(PREEMPT, p->pid, cpu, PV_RANK_NONE);
-	}
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		interrupt_turn(p, t, c, cpu, weight, rested, now);
 }
 
 /* The CPU has given nothing but boosted turns for too long. */
@@ -778,7 +755,7 @@ s32 BPF_STRUCT_OPS_SLEEPABLE(pvsched_init)
 	}
 	bpf_for(i, 0, nr_cpu_ids) {
 		err = scx_bpf_create_dsq(CPU_DSQ(i), -1) ?:
-		      scx_bpf_create_dsq(CPU_BOOST_DSQ(i), -1);
+		      scx_bpf_create_dsq(CPU_BOOST_DSQ(i), -1) ?: init_reminder(i);
 		if (err)
 			return err;
 	}

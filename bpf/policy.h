@@ -386,6 +386,40 @@ static inline unsigned long long pv_refund(unsigned long long vtime, unsigned lo
 	return pv_before(vtime, clock) ? clock : vtime;
 }
 
+/*
+ * Whether a task of @weight has slept for so long that it is owed a whole @slice. It is
+ * asked before pv_enter_vtime() limits what it is owed.
+ */
+static inline bool pv_is_rested(unsigned long long vtime, unsigned long long queue_vtime,
+				unsigned long long slice, unsigned long long weight)
+{
+	return pv_before(vtime + pv_charge(slice, weight), queue_vtime);
+}
+
+/*
+ * In how many ns a turn ends for a task that wakes up at @vtime, when it has lasted @ran
+ * and brought its own task to @current; PV_NOT_EARLY if not before it is over anyway.
+ *
+ * For that the claim has to be better by @margin, in virtual time: half a slice of the
+ * waking task's keeps tasks of like claims from interrupting each other. And a turn lasts
+ * @min before it is interrupted at all, so that a task which wakes others by the dozen
+ * is not interrupted by each of them. One that is @rested gets its turn then; the others
+ * wait, as those who take turns all the time gain nothing by the one more switch. With no
+ * margin it is at once.
+ */
+#define PV_NOT_EARLY	(~0ULL)
+
+static inline unsigned long long pv_ends_in(unsigned long long vtime, unsigned long long current,
+					    unsigned long long margin, unsigned long long ran,
+					    unsigned long long min, bool rested)
+{
+	if (!pv_before(vtime + margin, current))
+		return PV_NOT_EARLY;
+	if (!margin || ran >= min)
+		return 0;
+	return rested ? min - ran : PV_NOT_EARLY;
+}
+
 /* The slice of a fair turn: @slice shared by those who wait, @min at least. */
 static inline unsigned long long pv_slice(unsigned long long slice, unsigned long long min,
 					  unsigned long long waiting)

@@ -82,6 +82,11 @@ pure! {
     translate = pv_translate(vtime: u64, from: u64, to: u64) -> u64;
     /// Virtual time after a turn that cost nobody anything.
     refund = pv_refund(vtime: u64, start: u64, clock: u64) -> u64;
+    /// Whether a task has slept for so long that it is owed a slice.
+    is_rested = pv_is_rested(vtime: u64, queue_vtime: u64, slice: u64, weight: u64) -> bool;
+    /// In how many ns a turn ends for a task that wakes up; `u64::MAX` is not early.
+    ends_in = pv_ends_in(vtime: u64, current: u64, margin: u64, ran: u64, min: u64, rested: bool)
+        -> u64;
     /// Length of a fair turn in ns.
     slice = pv_slice(slice: u64, min: u64, waiting: u64) -> u64;
     /// A debt that grew by `boosted` ns.
@@ -116,6 +121,7 @@ mod tests {
     use crate::abi;
 
     const MS: u64 = 1_000_000;
+    const NOT_EARLY: u64 = u64::MAX;
 
     fn urgency(class: u32, prio: u8, nice: u8) -> u64 {
         u64::from(class) << abi::PVSCHED_URGENCY_CLASS_SHIFT
@@ -389,6 +395,33 @@ mod tests {
             let most = u64::from(PV_EARLY_MAX_NS);
             prop_assert!((enter.min(most)..=most).contains(&before));
             prop_assert!(early(enter, lead.saturating_add(more), budget) <= before);
+        }
+
+        #[test]
+        fn who_shares_a_weight_with_many_has_to_sleep_for_longer(
+            clock: u64, slept in 0u64..1 << 40, one in any_weight(), other in any_weight(),
+        ) {
+            let rested = |weight, slept| is_rested(clock.wrapping_sub(slept), clock, 4 * MS, weight);
+            prop_assert!(!rested(one.min(other), slept) || rested(one.max(other), slept));
+            prop_assert!(!rested(one, slept) || rested(one, slept + 1));
+            prop_assert!(!rested(one, charge(4 * MS, one)));
+            prop_assert!(rested(one, charge(4 * MS, one) + 1));
+        }
+
+        #[test]
+        fn a_turn_lasts_its_least_and_ends_for_a_better_claim(
+            current: u64, behind in 0u64..1 << 40, more in 0u64..1 << 40, margin in 1u64..1 << 40,
+            ran in 0u64..4 * MS, rested: bool,
+        ) {
+            let vtime = current.wrapping_sub(behind);
+            let left = |vtime, margin, rested| ends_in(vtime, current, margin, ran, MS, rested);
+            let ends = left(vtime, margin, rested);
+            prop_assert_eq!(ends == NOT_EARLY, behind <= margin || ran < MS && !rested);
+            prop_assert!(ends == NOT_EARLY || ends == MS.saturating_sub(ran));
+            prop_assert!(left(vtime.wrapping_sub(more), margin, rested) <= ends);
+            prop_assert!(left(vtime, margin, true) <= ends);
+            // Nothing to be better by: at once.
+            prop_assert_eq!(left(vtime, 0, rested), if behind > 0 { 0 } else { NOT_EARLY });
         }
 
         #[test]

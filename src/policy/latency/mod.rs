@@ -68,10 +68,6 @@ pub struct Latency {
     clock: u64,
 }
 
-fn before(a: u64, b: u64) -> bool {
-    a.wrapping_sub(b) > u64::MAX / 2
-}
-
 /// It wants long turns rather than early ones.
 fn is_batch(task: &Task) -> bool {
     task.vcpu.is_some_and(|vcpu| {
@@ -114,7 +110,8 @@ impl Latency {
         best.map(|cpu| cpu.id)
     }
 
-    /// Whether it has so much better a claim than who runs on its CPU that it need not wait.
+    /// Whether it has so much better a claim than who runs on its CPU that it need not wait. Nobody
+    /// reminds a policy later, so one that may interrupt soon waits like those that may not.
     fn outranks_current(&self, task: &Task, t: &State, host: &Host) -> bool {
         let Some(other) = host.running(task.last_cpu) else {
             return false;
@@ -126,8 +123,15 @@ impl Latency {
         let ran = host.now.saturating_sub(began).saturating_sub(charged);
         let vtime = o.vtime + math::charge(ran, math::weight(other.weight.get(), o.guest_weight));
         let latency = task.vcpu.is_some_and(|vcpu| vcpu.role == Role::Latency);
-        let margin = if latency { 0 } else { self.tunables.slice / 2 };
-        !is_batch(task) && o.verdict.rank == 0 && before(t.vtime + margin, vtime)
+        let weight = math::weight(task.weight.get(), math::PV_GUEST_WEIGHT_DFL);
+        let margin = if latency {
+            0
+        } else {
+            math::charge(self.tunables.slice / 2, weight)
+        };
+        let turn = host.now.saturating_sub(began);
+        let ends_in = math::ends_in(t.vtime, vtime, margin, turn, self.tunables.slice_min, false);
+        !is_batch(task) && o.verdict.rank == 0 && ends_in == 0
     }
 
     fn guard_is_due(&self, cpu: CpuId, now: u64) -> bool {
