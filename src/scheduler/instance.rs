@@ -102,6 +102,16 @@ fn above_all(link: &Link) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Gives back to the kernel what loading BPF programs needed: they are checked against the types of all
+/// of the kernel. By itself the C library keeps most of that from the second time on.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A scheduler that is attached to the kernel.
 pub struct Instance<'obj> {
     skel: MainSkel<'obj>,
@@ -213,6 +223,7 @@ impl<'obj> Instance<'obj> {
         let vms = Vms::new(maps, config.clone()).context(CANNOT_GRANT)?;
         let stats = StatsServer::new(stats::server_data()).launch()?;
         let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);
+        give_back_memory();
         info!(
             "scheduling {} {} CPUs in {} cache domains; VMMs connect to {}",
             if options.partial {
@@ -256,6 +267,7 @@ impl<'obj> Instance<'obj> {
                         Ok(attached) => {
                             info!("hints from KVM: {}", attached.live());
                             hints = Some(attached);
+                            give_back_memory();
                             match self.struct_ops.as_ref().map(above_all).transpose() {
                                 Ok(last_fd) => self.last_fd = last_fd,
                                 Err(error) => warn!(
