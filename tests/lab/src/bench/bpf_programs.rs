@@ -1,12 +1,10 @@
-//! What the BPF programs and maps of a process cost, by the kernel's own count.
+//! What the BPF programs and maps of a process cost, by the kernel's own count: it is in the
+//! information on the files by which the process holds them.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{ensure, Context, Result};
-use serde_json::Value;
-
-use crate::process;
 
 const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
@@ -37,20 +35,27 @@ pub struct Programs {
 
 impl Programs {
     pub fn of(pid: u32) -> Result<Self> {
-        Self::parse(&list("prog")?, pid)
+        let programs = Self::in_files(&files(pid)?);
+        programs.with_context(|| format!("process {pid} has no BPF program"))
     }
 
-    fn parse(list: &str, pid: u32) -> Result<Self> {
-        let mut all = Self::default();
-        let mut found = false;
-        for program in held_by(list, pid)? {
-            found = true;
-            // Absent as long as they are 0.
-            all.run_time_ns += program["run_time_ns"].as_u64().unwrap_or_default();
-            all.runs += program["run_cnt"].as_u64().unwrap_or_default();
-        }
-        ensure!(found, "process {pid} has no BPF program");
-        Ok(all)
+    fn in_files(files: &[String]) -> Option<Self> {
+        // One may be held twice.
+        let programs: BTreeMap<u64, Self> = files
+            .iter()
+            .filter_map(|file| {
+                let programs = Self {
+                    run_time_ns: number(file, "run_time_ns:")?,
+                    runs: number(file, "run_cnt:")?,
+                };
+                Some((number(file, "prog_id:")?, programs))
+            })
+            .collect();
+        let sum = |sum: Self, one: &Self| Self {
+            run_time_ns: sum.run_time_ns + one.run_time_ns,
+            runs: sum.runs + one.runs,
+        };
+        (!programs.is_empty()).then(|| programs.values().fold(Self::default(), sum))
     }
 
     pub fn since(&self, before: &Self) -> Self {
@@ -63,46 +68,65 @@ impl Programs {
 
 /// Bytes of the kernel's memory that the maps of a process take.
 pub fn map_bytes(pid: u32) -> Result<u64> {
-    sum_of_maps(&list("map")?, pid)
+    let bytes = bytes_of_maps(&files(pid)?);
+    ensure!(bytes > 0, "process {pid} has no BPF map");
+    Ok(bytes)
 }
 
-fn sum_of_maps(list: &str, pid: u32) -> Result<u64> {
-    let maps = held_by(list, pid)?;
-    Ok(maps
+fn bytes_of_maps(files: &[String]) -> u64 {
+    let maps: BTreeMap<u64, u64> = files
         .iter()
-        .filter_map(|map| map["bytes_memlock"].as_u64())
-        .sum())
+        .filter_map(|file| Some((number(file, "map_id:")?, number(file, "memlock:")?)))
+        .collect();
+    maps.values().sum()
 }
 
-fn list(what: &str) -> Result<String> {
-    process::text(Command::new("bpftool").args(["--json", what, "show"]))
+/// The kernel's information on each open file of a process.
+fn files(pid: u32) -> Result<Vec<String>> {
+    let folder = format!("/proc/{pid}/fdinfo");
+    let files = fs::read_dir(&folder).context(folder)?;
+    // One that is closed in this moment is none.
+    let read = |file: fs::DirEntry| fs::read_to_string(file.path()).ok();
+    Ok(files.flatten().filter_map(read).collect())
 }
 
-fn held_by(list: &str, pid: u32) -> Result<Vec<Value>> {
-    let all: Vec<Value> = serde_json::from_str(list).context("bpftool's JSON")?;
-    let holds = |object: &Value| {
-        let holders = object["pids"].as_array().into_iter().flatten();
-        holders
-            .filter_map(|holder| holder["pid"].as_u64())
-            .any(|holder| holder == u64::from(pid))
-    };
-    Ok(all.into_iter().filter(holds).collect())
+fn number(file: &str, name: &str) -> Option<u64> {
+    let line = file.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIST: &str = r#"[{"id":1,"run_time_ns":10,"run_cnt":2,"pids":[{"pid":7,"comm":"a"}]},
-        {"id":2,"run_time_ns":5,"run_cnt":1,"pids":[{"pid":8,"comm":"b"}]},
-        {"id":3,"pids":[{"pid":7,"comm":"a"},{"pid":8,"comm":"b"}],"bytes_memlock":4096},
-        {"id":4,"run_time_ns":99,"run_cnt":9}]"#;
+    fn files() -> Vec<String> {
+        [
+            "pos:\t0\nflags:\t02\n",
+            "prog_type:\t26\nmemlock:\t4096\nprog_id:\t7\nrun_time_ns:\t100\nrun_cnt:\t3\n",
+            "prog_type:\t26\nmemlock:\t4096\nprog_id:\t7\nrun_time_ns:\t100\nrun_cnt:\t3\n",
+            "prog_type:\t27\nmemlock:\t4096\nprog_id:\t8\nrun_time_ns:\t20\nrun_cnt:\t1\n",
+            "map_type:\t2\nmemlock:\t8192\nmap_id:\t3\n",
+            "map_type:\t2\nmemlock:\t100\nmap_id:\t4\n",
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
 
     #[test]
-    fn only_what_the_process_holds_counts() {
-        let programs = Programs::parse(LIST, 7).unwrap();
-        assert_eq!((programs.run_time_ns, programs.runs), (10, 2));
-        assert!(Programs::parse(LIST, 9).is_err());
-        assert_eq!(sum_of_maps(LIST, 8).unwrap(), 4096);
+    fn a_program_counts_once_however_often_it_is_held() {
+        let programs = Programs::in_files(&files()).unwrap();
+        assert_eq!((programs.run_time_ns, programs.runs), (120, 4));
+        assert_eq!(Programs::in_files(&files()[..1]), None);
+    }
+
+    #[test]
+    fn programs_are_no_maps() {
+        assert_eq!(bytes_of_maps(&files()), 8292);
+    }
+
+    #[test]
+    fn this_process_has_none() {
+        assert!(Programs::of(std::process::id()).is_err());
+        assert!(map_bytes(std::process::id()).is_err());
     }
 }

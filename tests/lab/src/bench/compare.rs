@@ -46,7 +46,7 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// One for each metric of a record, in its order.
+    /// One for each metric of a record; measures and their metrics in the order in which they came.
     pub fn all(record: &'a Record) -> Vec<Self> {
         let row = |of: &'a super::record::MetricOf| Self {
             measure: &of.measure,
@@ -57,7 +57,10 @@ impl<'a> Row<'a> {
                 .filter(|s| s.measure == of.measure && s.metric == of.metric.name)
                 .collect(),
         };
-        record.metrics.iter().map(row).collect()
+        let mut rows: Vec<_> = record.metrics.iter().map(row).collect();
+        let first = |measure: &str| record.metrics.iter().position(|of| of.measure == measure);
+        rows.sort_by_key(|row| first(row.measure));
+        rows
     }
 
     /// The one of this name.

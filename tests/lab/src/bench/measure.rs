@@ -202,14 +202,14 @@ pub const MEASURES: &[Measure] = &[
     },
     Measure {
         name: "audio",
-        about: "a FIFO task of a busy guest that works for a fifth of each 1.33 ms, beside busy host tasks",
+        about: "a FIFO task of a busy guest that works for a twentieth of each 1.33 ms, beside a busy host task for each CPU",
         seconds: 12,
         run: Run::Guest(audio::measure),
     },
     Measure {
         name: "requests",
         about: "memcached in a busy guest, as a FIFO task, asked over virtio-net, beside busy host tasks",
-        seconds: 14,
+        seconds: 18,
         run: Run::Guest(requests::measure),
     },
     Measure {

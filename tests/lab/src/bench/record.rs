@@ -64,7 +64,19 @@ impl std::fmt::Display for Failure {
         if self.ejected {
             write!(f, ", ejected")?;
         }
-        write!(f, ": {}", self.reason)
+        write!(f, ": {}", in_short(&self.reason))
+    }
+}
+
+/// What something is about, and its cause: the two ends of a long story.
+fn in_short(reason: &str) -> String {
+    const END: usize = 120;
+    let first = reason.lines().next().unwrap_or_default();
+    let rest = reason.get(first.len()..).unwrap_or_default();
+    let from = rest.char_indices().rev().nth(END).map_or(0, |(at, _)| at);
+    match rest[from..].lines().next_back() {
+        Some(last) if !last.is_empty() => format!("{first} … {last}"),
+        _ => first.to_owned(),
     }
 }
 
@@ -216,6 +228,18 @@ mod tests {
         let error = Record::resume(file.path(), &setup).unwrap_err();
         assert!(error.to_string().contains("\"kernel\""), "{error}");
         assert!(Record::resume(Path::new("/nowhere"), &setup).is_err());
+    }
+
+    #[test]
+    fn a_long_story_is_told_by_its_ends() {
+        assert_eq!(in_short("it failed"), "it failed");
+        assert_eq!(
+            in_short("it failed:\nlog\nlog: because"),
+            "it failed: … log: because"
+        );
+        let long = format!("it failed\n{}: because", "x".repeat(1000));
+        let told = in_short(&long);
+        assert!(told.len() < 200 && told.ends_with("x: because"), "{told}");
     }
 
     #[test]
