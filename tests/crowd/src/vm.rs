@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::Arc;
 use std::thread;
@@ -37,6 +37,18 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Enough for a loop around an ioctl.
 const THREAD_STACK: usize = 64 << 10;
+
+/// How often a vCPU may be tried to be entered again without success. Where processors are emulated,
+/// KVM gives up now and then on an event that it was about to deliver.
+const MOST_FAULTS: u32 = 100;
+
+/// Of all vCPUs.
+static FAULTS: AtomicU64 = AtomicU64::new(0);
+
+/// How often KVM gave up entering any vCPU.
+pub fn faults() -> u64 {
+    FAULTS.load(Ordering::Relaxed)
+}
 
 /// How long requests to the scheduler took.
 pub struct Times {
@@ -240,9 +252,14 @@ fn start(mut vcpu: VcpuFd, number: u32, failed: Arc<AtomicBool>) -> Result<Recei
 
 /// Until the process ends.
 fn run(vcpu: &mut VcpuFd) -> Result<()> {
+    let mut faults = 0;
     loop {
         match vcpu.run() {
             Ok(VcpuExit::Intr) => {}
+            Ok(VcpuExit::InternalError) if faults < MOST_FAULTS => {
+                faults += 1;
+                FAULTS.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(exit) => bail!("it left guest mode for good: {exit:?}"),
             Err(error) if error.errno() == Errno::EINTR as i32 => {}
             Err(error) if error.errno() == Errno::EAGAIN as i32 => {}

@@ -24,10 +24,11 @@ pub struct Usage {
     switches: u64,
 }
 
-/// Nanoseconds for each switch between two moments.
-pub struct PerSwitch {
+/// What has been used between two moments.
+pub struct Used {
     pub bpf_ns: f64,
     pub process_ns: f64,
+    pub switches: f64,
 }
 
 impl Usage {
@@ -40,7 +41,7 @@ impl Usage {
     }
 
     #[allow(clippy::cast_precision_loss)]
-    pub fn since(&self, before: &Self) -> Result<PerSwitch> {
+    pub fn since(&self, before: &Self) -> Result<Used> {
         let switches = self.switches.saturating_sub(before.switches);
         ensure!(switches > 0, "no task was switched to");
         let programs = self.programs.since(&before.programs);
@@ -48,10 +49,11 @@ impl Usage {
             programs.runs > 0,
             "none of its BPF programs ran, or the kernel does not count"
         );
-        let process = self.process.saturating_sub(before.process).as_nanos();
-        Ok(PerSwitch {
-            bpf_ns: programs.run_time_ns as f64 / switches as f64,
-            process_ns: process as f64 / switches as f64,
+        let process = self.process.saturating_sub(before.process);
+        Ok(Used {
+            bpf_ns: programs.run_time_ns as f64,
+            process_ns: process.as_nanos() as f64,
+            switches: switches as f64,
         })
     }
 }
@@ -98,8 +100,8 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     #[allow(clippy::cast_precision_loss)]
     let mib = |bytes: u64| bytes as f64 / MIB;
     Ok(vec![
-        (BPF_PER_SWITCH, used.bpf_ns),
-        (PROCESS_PER_SWITCH, used.process_ns),
+        (BPF_PER_SWITCH, used.bpf_ns / used.switches),
+        (PROCESS_PER_SWITCH, used.process_ns / used.switches),
         (MEMORY, mib(memory_of(pid)?)),
         (MAPS, mib(map_bytes(pid)?)),
     ]

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use serde::{Deserialize, Serialize};
@@ -55,9 +55,11 @@ pub struct Point {
     pub vms: u32,
     /// Of all VMs together.
     pub vcpus: u32,
-    /// Nanoseconds in BPF programs, and of CPU time of the process, for each switch of the host.
+    /// Nanoseconds in BPF programs for each interrupt of a vCPU; in them are the host's ticks, which
+    /// come at their own rate.
     pub bpf_ns: f64,
-    pub process_ns: f64,
+    /// Microseconds of CPU time of the process per second.
+    pub process_us: f64,
     /// Microseconds from a hint to the vCPU's thread running.
     pub hint_p50_us: f64,
     pub hint_p99_us: f64,
@@ -71,6 +73,8 @@ pub struct Point {
     /// Interrupts that were sent, and taken by guests.
     pub sent: u64,
     pub taken: u64,
+    /// Times that KVM gave up entering a guest, and did at the next try: a fault of emulation.
+    pub faults: u64,
 }
 
 pub fn estimate(quick: bool) -> Duration {
@@ -165,8 +169,9 @@ fn step(scale: &Scale, arguments: &[String], vms: u32, vcpus: u32) -> Result<Poi
     let _hogs = Hog::start(scale.cpus)?;
     thread::sleep(SETTLE);
     let counting = Counting::start()?;
-    let (stats, before) = (scheduler.stats()?, Usage::now(pid)?);
+    let (stats, before, start) = (scheduler.stats()?, Usage::now(pid)?, Instant::now());
     thread::sleep(scale.duration(DURATION));
+    let elapsed = start.elapsed();
     let used = Usage::now(pid)?.since(&before)?;
     drop(counting);
     let stats = delta(&stats, &scheduler.stats()?);
@@ -183,13 +188,15 @@ fn step(scale: &Scale, arguments: &[String], vms: u32, vcpus: u32) -> Result<Poi
         taken * 2 > sent,
         "of {sent} interrupts only {taken} were taken"
     );
+    let interrupts = stats["hints_irq"].as_f64().unwrap_or_default();
+    ensure!(interrupts > 0.0, "no vCPU was interrupted");
     let hints = numbers(&stats["hint_to_running"]);
     let attached = numbers(&times["attach_us"]);
     Ok(Point {
         vms,
         vcpus: vms * vcpus,
-        bpf_ns: used.bpf_ns,
-        process_ns: used.process_ns,
+        bpf_ns: used.bpf_ns / interrupts,
+        process_us: used.process_ns / 1000.0 / elapsed.as_secs_f64(),
         hint_p50_us: within(&hints, 0.5).context("no vCPU was hinted at")?,
         hint_p99_us: within(&hints, 0.99).context("no vCPU was hinted at")?,
         register_us: median(numbers(&times["register_us"])).context("no VM was registered")?,
@@ -199,6 +206,7 @@ fn step(scale: &Scale, arguments: &[String], vms: u32, vcpus: u32) -> Result<Poi
         maps_mib,
         sent,
         taken,
+        faults: count("faults"),
     })
 }
 

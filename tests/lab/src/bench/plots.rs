@@ -256,7 +256,7 @@ where
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..count, 0.0..most * 1.25)?;
+        .build_cartesian_2d(0.0..count, 0.0..most * 1.5)?;
     chart
         .configure_mesh()
         .disable_x_mesh()

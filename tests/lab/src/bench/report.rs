@@ -80,10 +80,13 @@ impl<'a> Report<'a> {
     }
 }
 
-/// What grows, by its name in reports, with its unit.
-pub const COSTS: &[(&str, &str, fn(&Point) -> f64)] = &[
-    ("BPF per switch", "ns", |point| point.bpf_ns),
-    ("process per switch", "ns", |point| point.process_ns),
+/// Its name in reports, its unit, and how much of it there is.
+type Cost = (&'static str, &'static str, fn(&Point) -> f64);
+
+/// What grows.
+pub const COSTS: &[Cost] = &[
+    ("BPF per interrupt", "ns", |point| point.bpf_ns),
+    ("process per second", "us", |point| point.process_us),
     ("hint to running, p50", "us", |point| point.hint_p50_us),
     ("hint to running, p99", "us", |point| point.hint_p99_us),
     ("attaching a vCPU", "us", |point| point.attach_us),

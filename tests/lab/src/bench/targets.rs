@@ -149,7 +149,7 @@ pub fn all(record: &Record) -> Vec<Target> {
             ours("agent", &agent::COST.name),
         ),
         at_most(
-            "BPF time per switch: exponent of its growth",
+            "BPF time per interrupt: exponent of its growth",
             FLAT,
             growth(),
         ),
