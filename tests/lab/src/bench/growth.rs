@@ -231,34 +231,38 @@ fn within(buckets: &[f64], share: f64) -> Option<f64> {
     None
 }
 
-/// How a cost grows: `constant + slope * vcpus`, by least squares.
+/// A cost whose exponent is no further from 0 counts as one that does not grow: with it 256 times as
+/// many vCPUs cost 1.7 times as much.
+pub const FLAT: f64 = 0.1;
+
+/// How a cost grows: `constant + slope * vcpus`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Line {
+pub struct Law {
     pub constant: f64,
     pub slope: f64,
 }
 
-impl Line {
-    /// `None` of fewer than two different numbers of vCPUs.
-    pub fn through(points: &[Point], cost: impl Fn(&Point) -> f64) -> Option<Self> {
+impl Law {
+    /// The mean of a cost that does not grow, else a line by least squares. `None` of fewer than two
+    /// different numbers of vCPUs.
+    pub fn of(points: &[Point], cost: impl Fn(&Point) -> f64) -> Option<Self> {
         #[allow(clippy::cast_precision_loss)]
         let count = points.len() as f64;
         let mean = |of: &dyn Fn(&Point) -> f64| points.iter().map(of).sum::<f64>() / count;
         let (x, y) = (mean(&|point| f64::from(point.vcpus)), mean(&cost));
-        let squares: f64 = points
-            .iter()
-            .map(|point| (f64::from(point.vcpus) - x).powi(2))
-            .sum();
-        let products: f64 = points
-            .iter()
-            .map(|point| (f64::from(point.vcpus) - x) * (cost(point) - y))
-            .sum();
-        (squares > 0.0).then(|| {
-            let slope = products / squares;
-            Self {
-                constant: y - slope * x,
-                slope,
-            }
+        if exponent(points, &cost)?.abs() <= FLAT {
+            return Some(Self {
+                constant: y,
+                slope: 0.0,
+            });
+        }
+        let sum = |of: &dyn Fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
+        let squares = sum(&|point| (f64::from(point.vcpus) - x).powi(2));
+        let products = sum(&|point| (f64::from(point.vcpus) - x) * (cost(point) - y));
+        let slope = products / squares;
+        Some(Self {
+            constant: y - slope * x,
+            slope,
         })
     }
 
@@ -305,14 +309,18 @@ mod tests {
 
     #[test]
     fn a_line_is_found_again() {
-        let line = Line::through(&points(|n| 5.0 + 0.25 * n), |point| point.bpf_ns).unwrap();
-        assert!((line.constant - 5.0).abs() < 1e-9 && (line.slope - 0.25).abs() < 1e-9);
-        assert!((line.at(4096) - 1029.0).abs() < 1e-6);
-        assert_eq!(Line::through(&[], |point| point.bpf_ns), None);
-        assert_eq!(
-            Line::through(&points(|n| n)[..1], |point| point.bpf_ns),
-            None
-        );
+        let law = Law::of(&points(|n| 5.0 + 0.25 * n), |point| point.bpf_ns).unwrap();
+        assert!((law.constant - 5.0).abs() < 1e-9 && (law.slope - 0.25).abs() < 1e-9);
+        assert!((law.at(4096) - 1029.0).abs() < 1e-6);
+        assert_eq!(Law::of(&[], |point| point.bpf_ns), None);
+        assert_eq!(Law::of(&points(|n| n)[..1], |point| point.bpf_ns), None);
+    }
+
+    #[test]
+    fn what_does_not_grow_is_not_drawn_out_to_less_than_nothing() {
+        let falling = points(|n| 160.0 - n / 10.0);
+        let law = Law::of(&falling, |point| point.bpf_ns).unwrap();
+        assert!(law.slope == 0.0 && law.at(4096) > 100.0, "{law:?}");
     }
 
     #[test]

@@ -197,13 +197,13 @@ pub const MEASURES: &[Measure] = &[
     Measure {
         name: "wakeup",
         about: "a FIFO task of a busy guest that sleeps for 10 ms, beside busy host tasks",
-        seconds: 12,
+        seconds: 17,
         run: Run::Guest(wakeup::measure),
     },
     Measure {
         name: "audio",
         about: "a FIFO task of a busy guest that works for a twentieth of each 1.33 ms, beside a busy host task for each CPU",
-        seconds: 12,
+        seconds: 17,
         run: Run::Guest(audio::measure),
     },
     Measure {
@@ -215,25 +215,25 @@ pub const MEASURES: &[Measure] = &[
     Measure {
         name: "entry",
         about: "from a device interrupt's acceptance for a vCPU of a busy guest to guest mode, beside busy host tasks",
-        seconds: 14,
+        seconds: 17,
         run: Run::Guest(entry::measure),
     },
     Measure {
         name: "shares",
         about: "CPU time by weight: a busy guest with a FIFO task that sleeps and wakes up, host tasks of nice 0 and of nice 5",
-        seconds: 12,
+        seconds: 17,
         run: Run::Guest(shares::measure),
     },
     Measure {
         name: "neighbours-2",
         about: "wakeup with a busy batch VM in place of the host tasks: two vCPUs for each CPU",
-        seconds: 12,
+        seconds: 17,
         run: Run::Guest(neighbours::two),
     },
     Measure {
         name: "neighbours-4",
         about: "the same with four vCPUs for each CPU",
-        seconds: 12,
+        seconds: 17,
         run: Run::Guest(neighbours::four),
     },
     Measure {

@@ -326,16 +326,16 @@ where
     let range = |of: fn(&(f64, f64)) -> f64| {
         let least = all().map(of).fold(f64::INFINITY, f64::min);
         let most = all().map(of).fold(least, f64::max);
-        least * 0.8..most * 1.6
+        least * 0.8..most * 1.25
     };
+    // Above the curves there is room for their names.
+    let costs = range(|point| point.1);
+    let costs = costs.start..costs.end * 12.0;
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(
-            range(|point| point.0).log_scale(),
-            range(|point| point.1).log_scale(),
-        )?;
+        .build_cartesian_2d(range(|point| point.0).log_scale(), costs.log_scale())?;
     chart
         .configure_mesh()
         .x_desc("vCPUs")

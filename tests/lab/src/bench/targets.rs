@@ -14,10 +14,6 @@ use super::record::Record;
 /// A contender whose busy host tasks get less than this of their share has no fairness to compare with.
 const FAIR: f64 = 0.9;
 
-/// The most by which the cost of a decision may grow from the fewest vCPUs to the most and still be
-/// called flat: the exponent of a power law, with which 256 times as many cost 1.7 times as much.
-const FLAT: f64 = 0.1;
-
 /// One thing that is asked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Target {
@@ -150,7 +146,7 @@ pub fn all(record: &Record) -> Vec<Target> {
         ),
         at_most(
             "BPF time per interrupt: exponent of its growth",
-            FLAT,
+            growth::FLAT,
             growth(),
         ),
     ]
