@@ -330,7 +330,7 @@ where
     };
     // Above the curves there is room for their names.
     let costs = range(|point| point.1);
-    let costs = costs.start..costs.end * 12.0;
+    let costs = costs.start..costs.end * 60.0;
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .x_label_area_size(40)

@@ -85,7 +85,7 @@ type Cost = (&'static str, &'static str, fn(&Point) -> f64);
 
 /// What grows.
 pub const COSTS: &[Cost] = &[
-    ("BPF per interrupt", "ns", |point| point.bpf_ns),
+    ("BPF per interrupt", "us", |point| point.bpf_ns / 1000.0),
     ("process per second", "us", |point| point.process_us),
     ("hint to running, p50", "us", |point| point.hint_p50_us),
     ("hint to running, p99", "us", |point| point.hint_p99_us),
