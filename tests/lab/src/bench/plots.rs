@@ -188,6 +188,7 @@ where
     let most = all().map(|point| point.0).fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
+        .margin_right(30)
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d(
@@ -209,11 +210,13 @@ where
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
     }
-    legend(&mut chart)
+    // Distributions begin at the top and end at the right.
+    legend(&mut chart, SeriesLabelPosition::LowerLeft)
 }
 
 fn legend<'a, DB: DrawingBackend + 'a, CT: plotters::coord::CoordTranslate>(
     chart: &mut ChartContext<'a, DB, CT>,
+    position: SeriesLabelPosition,
 ) -> Result<()>
 where
     DB::ErrorType: 'static,
@@ -223,7 +226,7 @@ where
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.3))
         .label_font((FONT, TEXT))
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .draw()?;
     Ok(())
 }
@@ -254,6 +257,7 @@ where
         .fold(1.0, f64::max);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
+        .margin_right(30)
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..count, 0.0..most * 1.5)?;
@@ -298,7 +302,7 @@ where
         let at = (x - plane.0.start, y - plane.1.start);
         area.draw(&Text::new((*name).to_owned(), at, style))?;
     }
-    legend(&mut chart)
+    legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 
 fn growth<DB: DrawingBackend>(
@@ -333,6 +337,7 @@ where
     let costs = costs.start..costs.end * 60.0;
     let mut chart = ChartBuilder::on(area)
         .margin(10)
+        .margin_right(30)
         .x_label_area_size(40)
         .y_label_area_size(60)
         .build_cartesian_2d(range(|point| point.0).log_scale(), costs.log_scale())?;
@@ -354,7 +359,7 @@ where
                 .map(|point| Circle::new(point, 3, colour.filled())),
         )?;
     }
-    legend(&mut chart)
+    legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 
 #[cfg(test)]
