@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use nix::sched::{sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 
+pub use pvsched_lab::guest::kvm_statistic;
+
 /// What sched_ext is doing: `disabled` when the kernel's own scheduler has all tasks.
 pub fn scheduler_state() -> Result<String> {
     word(Path::new("/sys/kernel/sched_ext/state"))
@@ -61,21 +63,6 @@ pub fn allow(tid: u32, cpus: &[usize]) -> Result<()> {
 pub fn open_files(pid: u32) -> Result<usize> {
     let path = format!("/proc/{pid}/fd");
     Ok(fs::read_dir(&path).context(path)?.count())
-}
-
-/// A statistic of KVM's for the VM of a process, over all its vCPUs, by its name in debugfs.
-pub fn kvm_statistic(pid: u32, name: &str) -> Result<u64> {
-    let all = Path::new("/sys/kernel/debug/kvm");
-    let prefix = format!("{pid}-");
-    let vm = fs::read_dir(all)
-        .with_context(|| all.display().to_string())?
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .with_context(|| format!("KVM has no VM of process {pid}"))?;
-    let path = vm.path().join(name);
-    word(&path)?
-        .parse()
-        .with_context(|| path.display().to_string())
 }
 
 fn word(path: &Path) -> Result<String> {

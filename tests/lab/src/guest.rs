@@ -398,6 +398,11 @@ impl Guest {
         Ok(threads.into_iter().map(|(_, tid)| tid).collect())
     }
 
+    /// A statistic of KVM's over all its vCPUs, by its name in debugfs.
+    pub fn kvm_statistic(&self, name: &str) -> Result<u64> {
+        kvm_statistic(self.pid(), name)
+    }
+
     /// The console so far.
     pub fn console(&self) -> String {
         let bytes = fs::read(self.folder.path().join("console.log")).unwrap_or_default();
@@ -434,6 +439,22 @@ impl Guest {
     fn qemu(&self) -> MutexGuard<'_, Qemu> {
         self.qemu.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A statistic of KVM's for the VM of a process, over all its vCPUs, by its name in debugfs.
+pub fn kvm_statistic(pid: u32, name: &str) -> Result<u64> {
+    let all = Path::new("/sys/kernel/debug/kvm");
+    let prefix = format!("{pid}-");
+    let vm = fs::read_dir(all)
+        .with_context(|| all.display().to_string())?
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .with_context(|| format!("KVM has no VM of process {pid}"))?;
+    let path = vm.path().join(name);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    text.trim()
+        .parse()
+        .with_context(|| path.display().to_string())
 }
 
 /// The number in a thread's name `CPU 3/KVM`.

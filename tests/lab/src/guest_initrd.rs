@@ -12,7 +12,7 @@ use crate::root::Root;
 use crate::{paths, process};
 
 /// Programs of the root that guests have beside busybox.
-const TOOLS: &[&str] = &["chrt", "cyclictest", "hackbench", "nice"];
+const TOOLS: &[&str] = &["chrt", "cyclictest", "hackbench", "memcached", "nice"];
 
 /// What `guest-net` loads.
 const MODULES: &[&str] = &["virtio_net"];
@@ -44,6 +44,12 @@ pub fn write_all(
         "bin/guest-net",
         0o755,
         include_bytes!("../vm/guest-net.sh").to_vec(),
+    );
+    // memcached looks for the user that it is told to run as.
+    common.data(
+        "etc/passwd",
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\n".to_vec(),
     );
     for tool in TOOLS {
         let tool_path = root.path().join("usr/bin").join(tool);

@@ -34,8 +34,8 @@ pub fn check() -> Result<()> {
 pub fn command(setup: &Setup, argv: &[String]) -> Command {
     const ENTER: &str = r#"
         set -e
-        root=$1 kernels=$2 run=$3 bin=$4 out=$5
-        shift 5
+        root=$1 kernels=$2 run=$3 bin=$4 out=$5 src=$6
+        shift 6
         for dir in proc sys dev; do
             mount --rbind "/$dir" "$root/$dir"
         done
@@ -49,6 +49,7 @@ pub fn command(setup: &Setup, argv: &[String]) -> Command {
         mount --bind "$run" "$root/lab/run"
         mount --bind "$bin" "$root/usr/local/bin"
         mount --bind "$out" "$root/out"
+        mount --bind "$src" "$root/src/scx_pvsched"
         exec chroot "$root" "$@""#;
     let mut command = Command::new("unshare");
     command
@@ -59,6 +60,7 @@ pub fn command(setup: &Setup, argv: &[String]) -> Command {
         .arg(setup.share())
         .arg(setup.binaries())
         .arg(setup.out())
+        .arg(setup.checkout())
         .args(argv)
         .env(
             "PATH",

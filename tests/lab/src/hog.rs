@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::time::{clock_gettime, ClockId};
 
+use crate::priority::set_nice;
+
 /// Rounds of arithmetic in a unit of work: well below a millisecond even on emulated processors,
 /// so that counting whole units is exact enough and asking for the CPU time costs little.
 const ROUNDS: u64 = 20_000;
@@ -45,18 +47,26 @@ pub struct Work {
 impl Hog {
     /// Starts `n` busy threads.
     pub fn start(n: usize) -> Result<Self> {
+        Self::start_nice(&vec![0; n])
+    }
+
+    /// Starts a busy thread for each of these nice values, which are at least the caller's.
+    pub fn start_nice(nice: &[i32]) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut hog = Self {
             stop,
             counters: Vec::new(),
             threads: Vec::new(),
         };
-        for number in 0..n {
+        for (number, nice) in nice.iter().copied().enumerate() {
             let (stop, counter) = (Arc::clone(&hog.stop), Arc::new(Counter::default()));
             hog.counters.push(Arc::clone(&counter));
             let thread = thread::Builder::new().name(format!("hog-{number}"));
-            hog.threads
-                .push(thread.spawn(move || run(&stop, &counter))?);
+            hog.threads.push(thread.spawn(move || {
+                // More of it is always permitted.
+                let _ = (nice != 0).then(|| set_nice(nice));
+                run(&stop, &counter);
+            })?);
         }
         Ok(hog)
     }

@@ -142,6 +142,10 @@ impl<'a> Setup<'a> {
         &self.options.binaries
     }
 
+    pub(crate) fn checkout(&self) -> &Path {
+        &self.checkout.path
+    }
+
     pub(crate) fn out(&self) -> &Path {
         &self.options.out
     }

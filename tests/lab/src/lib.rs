@@ -35,6 +35,7 @@ pub mod module;
 pub mod network;
 pub mod paths;
 pub mod prepare;
+mod priority;
 mod process;
 pub mod promises;
 pub mod protocol;

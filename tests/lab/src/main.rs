@@ -23,6 +23,7 @@ use pvsched_lab::kernels::{Kernel, Offer};
 use pvsched_lab::matrix::{self, Table};
 use pvsched_lab::prepare::{offered, prepare, sweep};
 use pvsched_lab::published::{Published, LOADER, OTHER_SCHEDULER};
+use pvsched_lab::root::Root;
 use pvsched_lab::survey::Findings;
 use pvsched_lab::{agent, module, promises, steady};
 
@@ -113,6 +114,24 @@ enum Action {
     /// Inside a VM: give back what is read
     #[command(hide = true)]
     Echo,
+    /// Inside a guest: work in each period as a real-time task, and tell how many were missed
+    #[command(hide = true)]
+    Periods {
+        /// Milliseconds
+        duration: u64,
+    },
+    /// Inside a guest: a byte to and fro between two processes; tells how often per second
+    #[command(hide = true)]
+    RoundTrips {
+        /// Milliseconds
+        duration: u64,
+    },
+    /// Make the page of a report anew
+    BenchPage {
+        /// The report
+        #[arg(default_value = "target/bench/report.json")]
+        report: PathBuf,
+    },
     /// Inside a VM: be busy and sleep by turns
     #[command(hide = true)]
     Burn {
@@ -171,6 +190,9 @@ struct BenchArgs {
     host: HostArgs,
     #[command(flatten)]
     options: bench::Options,
+    /// Use this machine's kernel instead of a host VM; it needs sched_ext and KVM
+    #[arg(long)]
+    here: bool,
     /// What runs inside the host VM; the report goes to --out
     #[arg(long, hide = true)]
     inside: bool,
@@ -243,6 +265,17 @@ fn act(action: Action) -> Result<u8> {
         Action::Demo(args) => return demonstrate(args),
         Action::Bench(args) => return benchmark(args),
         Action::Echo => bench::echo::serve()?,
+        Action::Periods { duration } => bench::audio::serve(Duration::from_millis(duration))?,
+        Action::RoundTrips { duration } => {
+            println!("{}", bench::echo::rate(Duration::from_millis(duration))?);
+        }
+        Action::BenchPage { report } => {
+            let root = Root::new(&Cache::open()?);
+            println!(
+                "page: {}",
+                bench::page::write(&report, root.path())?.display()
+            );
+        }
         Action::Steady(args) => return mix(args),
         Action::Matrix(args) => return tabulate(args),
         Action::Survey => matrix::print(&Findings::make())?,
@@ -475,16 +508,17 @@ fn benchmark(args: BenchArgs) -> Result<u8> {
     let BenchArgs {
         mut host,
         options,
+        here,
         inside,
     } = args;
     if inside {
         let out = host.machine.out.unwrap_or_else(|| PathBuf::from("/out"));
-        bench::measure(&options, &out)?;
+        bench::run(&options, &out)?;
         return Ok(0);
     }
-    let checkout = Checkout::find()?;
-    let limit = 3 * options.estimate()? + MARGIN;
-    for peer in &options.peers.0 {
+    let (cache, checkout) = (Cache::open()?, Checkout::find()?);
+    let estimate = options.estimate()?;
+    for peer in options.peers()? {
         peer.build(&checkout)?;
     }
     let out = host
@@ -494,20 +528,40 @@ fn benchmark(args: BenchArgs) -> Result<u8> {
         .clone();
     let report = out.join("report.json");
     // What is told afterwards shall be of this run.
-    if report.exists() {
+    if report.exists() && !options.resume {
         std::fs::remove_file(&report)?;
     }
     let mut command = ["pvsched-lab", "bench", "--inside"]
         .map(str::to_owned)
         .to_vec();
     command.extend(options.arguments());
+    eprintln!(
+        "bench: about {} minutes",
+        estimate.as_secs().div_ceil(60).max(1)
+    );
     let watch = bench::machine::Watch::start()?;
-    let status = run(host, limit, &command)?;
+    let status = if here {
+        here::check()?;
+        sweep(&cache)?;
+        let _lock = prepare(&cache, &[options.guest_kernel], false)?;
+        let host = host.options(&checkout)?;
+        let setup = Setup::new(&cache, &checkout, &host)?;
+        clamp(agent::exit_code(here::command(&setup, &command).status()?))
+    } else {
+        // It is there by the time that the host VM is to boot it.
+        drop(prepare(&cache, &[options.guest_kernel], false)?);
+        run(host, 3 * estimate + MARGIN, &command)?
+    };
     // Also of a run that did not come to its end.
     if report.exists() {
         demo::add_machine(&report)?;
         watch.add_others(&report)?;
         println!("report: {}", report.display());
+        let root = Root::new(&cache);
+        println!(
+            "page: {}",
+            bench::page::write(&report, root.path())?.display()
+        );
     }
     Ok(status)
 }

@@ -23,6 +23,9 @@ const OUR_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const GUEST_IP: [u8; 4] = [10, 9, 0, 2];
 const OUR_IP: [u8; 4] = [10, 9, 0, 1];
 
+/// Where answers to our datagrams go; of those that nobody is assigned.
+const OUR_PORT: u16 = 49_876;
+
 /// The name of our echo requests.
 const ECHO_ID: u16 = 0x7076;
 
@@ -96,6 +99,46 @@ impl Network {
         Ok(false)
     }
 
+    /// Sends a datagram to a UDP port of the guest.
+    pub fn send_udp(&self, port: u16, payload: &[u8]) -> Result<()> {
+        self.socket.set_nonblocking(false)?;
+        self.socket.set_write_timeout(Some(ANSWER_LIMIT))?;
+        let packet = PacketBuilder::ethernet2(OUR_MAC, GUEST_MAC)
+            .ipv4(OUR_IP, GUEST_IP, 64)
+            .udp(OUR_PORT, port);
+        let mut frame = Vec::with_capacity(packet.size(payload.len()));
+        packet.write(&mut frame, payload)?;
+        match self.socket.send_to(&frame, &self.guests) {
+            Ok(_) => Ok(()),
+            // As on any network: whoever waits for an answer does not get one.
+            Err(error) if is_nothing_yet(&error) => Ok(()),
+            Err(error) => Err(error).context("the guest's network"),
+        }
+    }
+
+    /// What the next datagram from a UDP port of the guest has in it; `None` if there is none until
+    /// `deadline`.
+    pub fn receive_udp(&self, port: u16, deadline: Instant) -> Result<Option<Vec<u8>>> {
+        self.socket.set_nonblocking(false)?;
+        let mut frame = [0; 2048];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            self.socket.set_read_timeout(Some(left))?;
+            match self.socket.recv(&mut frame) {
+                Ok(length) => {
+                    if let Some(payload) = datagram(&frame[..length], port) {
+                        return Ok(Some(payload.to_vec()));
+                    }
+                }
+                Err(error) if is_nothing_yet(&error) => {}
+                Err(error) => return Err(error).context("the guest's network"),
+            }
+        }
+    }
+
     /// Sends frames of which the guest's kernel makes nothing, one per `interval`, until the value
     /// is dropped.
     pub fn flood(&self, interval: Duration) -> Result<Flood> {
@@ -135,6 +178,20 @@ impl Drop for Flood {
             // It does not panic.
             let _ = thread.join();
         }
+    }
+}
+
+/// What a frame has in it that is a datagram from this port of the guest to ours.
+fn datagram(frame: &[u8], port: u16) -> Option<&[u8]> {
+    let headers = PacketHeaders::from_ethernet_slice(frame).ok()?;
+    let from_guest = matches!(&headers.net, Some(NetHeaders::Ipv4(ip, _)) if ip.source == GUEST_IP);
+    match headers.transport {
+        Some(TransportHeader::Udp(udp))
+            if from_guest && udp.source_port == port && udp.destination_port == OUR_PORT =>
+        {
+            Some(headers.payload.slice())
+        }
+        _ => None,
     }
 }
 
@@ -200,6 +257,30 @@ mod tests {
         assert!(!is_answer(&request, 7));
         assert!(!is_answer(&flood_frame(), 7));
         assert!(!is_answer(&[], 7));
+    }
+
+    #[test]
+    fn datagrams_go_to_the_guest_and_its_own_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let network = Network::new(folder.path()).unwrap();
+        let guest = UnixDatagram::bind(Network::guests(folder.path())).unwrap();
+        guest.connect(Network::ours(folder.path())).unwrap();
+        network.send_udp(7, b"ping").unwrap();
+        let mut frame = [0; 2048];
+        let length = guest.recv(&mut frame).unwrap();
+        let mut answer = frame[..length].to_vec();
+        // Addresses of Ethernet at 0, of IPv4 at 26, ports at 34.
+        answer[..12].rotate_left(6);
+        answer[26..34].rotate_left(4);
+        answer[34..38].rotate_left(2);
+        guest.send(&frame[..length]).unwrap();
+        guest.send(&answer).unwrap();
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let received = network.receive_udp(7, deadline).unwrap();
+        assert_eq!(received.as_deref(), Some(&b"ping"[..]));
+        guest.send(&answer).unwrap();
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert_eq!(network.receive_udp(8, soon).unwrap(), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The project's promises, a file for each kind. They share one host VM and run one at a time, as
 //! there is one scheduler for all; see the library for what they have in common.
 
+mod bench;
 mod capacity;
 mod cgroups;
 mod chain;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, Result};
 use tempfile::TempDir;
 
-use super::load::{Results, Scale, MAX, P50, P99, TIME};
+use super::measure::{Results, Scale, MAX, P50, P99, TIME};
 use super::programs::limited;
 use crate::hog;
 use crate::latency::Histogram;

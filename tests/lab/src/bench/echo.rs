@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 
-use super::load::{Results, Scale, RATE};
+use super::measure::{Results, Scale, RATE};
 
 const DURATION: Duration = Duration::from_secs(3);
 
@@ -44,6 +44,14 @@ impl Drop for Server {
 }
 
 pub fn load(scale: &Scale) -> Result<Results> {
+    Ok(vec![(RATE, rate(scale.duration(DURATION))?)])
+}
+
+/// How often a second a byte goes to and fro.
+///
+/// # Errors
+/// When there is no other process, or it answers wrongly.
+pub fn rate(duration: Duration) -> Result<f64> {
     let mut child = Command::new(env::current_exe()?)
         .arg("echo")
         .stdin(Stdio::piped())
@@ -56,8 +64,7 @@ pub fn load(scale: &Scale) -> Result<Results> {
         stdin.zip(stdout).context("a process has no pipes")?;
     // Loading the program is not what is measured.
     round_trips(&mut to, &mut from, Duration::ZERO)?;
-    let rate = round_trips(&mut to, &mut from, scale.duration(DURATION))?;
-    Ok(vec![(RATE, rate)])
+    round_trips(&mut to, &mut from, duration)
 }
 
 /// Round trips per second, of at least one batch.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, Result};
 
-use super::load::{Results, Scale, MAX, P50, P99, RATE};
+use super::measure::{Results, Scale, MAX, P50, P99, RATE};
 use crate::hog;
 use crate::latency::Histogram;
 

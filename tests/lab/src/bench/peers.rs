@@ -1,12 +1,10 @@
 //! The schedulers that scx_pvsched is compared with, as published on crates.io.
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 
 use crate::checkout::Checkout;
 use crate::{paths, process};
@@ -22,47 +20,41 @@ pub struct Peer {
 }
 
 /// Those known. The versions are pinned, lest two reports of one name compare with different peers.
-const PEERS: &[Peer] = &[Peer {
-    package: "scx_bpfland",
-    version: "1.1.4",
-    ops: "bpfland",
-}];
+pub const PEERS: &[Peer] = &[
+    Peer {
+        package: "scx_bpfland",
+        version: "1.1.4",
+        ops: "bpfland",
+    },
+    Peer {
+        package: "scx_cosmos",
+        version: "1.1.7",
+        ops: "cosmos",
+    },
+    Peer {
+        package: "scx_lavd",
+        version: "1.1.4",
+        ops: "lavd",
+    },
+    Peer {
+        package: "scx_flash",
+        version: "1.1.4",
+        ops: "flash",
+    },
+    Peer {
+        package: "scx_tickless",
+        version: "1.1.4",
+        ops: "tickless",
+    },
+    Peer {
+        package: "scx_rustland",
+        version: "1.1.4",
+        ops: "rustland",
+    },
+];
 
 /// In a checkout: where peers are installed.
 const FOLDER: &str = "target/bench";
-
-/// Some of them, as a command line names them: with commas between.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Peers(pub Vec<Peer>);
-
-impl FromStr for Peers {
-    type Err = Error;
-
-    fn from_str(names: &str) -> Result<Self> {
-        let names = names.split(',').filter(|name| !name.is_empty());
-        Ok(Self(names.map(str::parse).collect::<Result<_>>()?))
-    }
-}
-
-impl fmt::Display for Peers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.0.iter().map(|peer| peer.package).collect();
-        f.write_str(&names.join(","))
-    }
-}
-
-impl FromStr for Peer {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        let names: Vec<_> = PEERS.iter().map(|peer| peer.package).collect();
-        PEERS
-            .iter()
-            .find(|peer| peer.package == name)
-            .copied()
-            .with_context(|| format!("the peers are {}", names.join(", ")))
-    }
-}
 
 impl Peer {
     /// The folder of this version, below that of a checkout.
@@ -113,23 +105,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_is_known_by_the_name_of_its_crate() {
-        let peer: Peer = "scx_bpfland".parse().unwrap();
-        assert_eq!(peer.ops, "bpfland");
-        let error = "scx_unknown".parse::<Peer>().unwrap_err();
-        assert!(error.to_string().contains("scx_bpfland"), "{error}");
-    }
-
-    #[test]
-    fn there_may_be_no_peers() {
-        assert_eq!("".parse::<Peers>().unwrap(), Peers::default());
-        let peers: Peers = "scx_bpfland".parse().unwrap();
-        assert_eq!(peers.to_string().parse::<Peers>().unwrap(), peers);
-    }
-
-    #[test]
     fn two_versions_of_a_peer_lie_apart() {
-        let peer: Peer = "scx_bpfland".parse().unwrap();
+        let peer = PEERS[0];
         let other = Peer {
             version: "0.0.1",
             ..peer

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::load::{Results, Scale, RATE, TIME};
+use super::measure::{Results, Scale, RATE, TIME};
 use crate::process;
 
 /// The longest that a program may take: several times what it does on a slow machine, so that one

@@ -1,253 +1,119 @@
-//! What the benchmark found: a table of medians, what failed, and JSON with every sample.
+//! What the benchmark found: a table of medians, what is asked and met, what failed, and JSON with
+//! every sample.
 
 use std::fmt;
 
+use anyhow::Result;
 use serde_json::{json, Map, Value};
 
+use super::compare::{contenders, Row};
 use super::contender::{BASE, OURS};
-use super::load::{Better, Metric};
+use super::growth::{exponent, Law, Point, FLAT};
+use super::record::Record;
+use super::targets::{self, Target};
 
-/// One number of one load under one scheduler in one round.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    pub round: u32,
-    pub scheduler: &'static str,
-    pub load: &'static str,
-    pub metric: Metric,
-    pub value: f64,
+/// A host for which it is told what it would pay, from what was measured.
+const LARGE_HOST_CPUS: u32 = 256;
+const LARGE_HOST_VCPUS: u32 = 4096;
+
+/// Everything that was measured, and where.
+pub struct Report<'a> {
+    record: &'a Record,
+    contenders: Vec<&'a str>,
+    rows: Vec<Row<'a>>,
+    targets: Vec<Target>,
 }
 
-/// A scheduler that did not start, no longer scheduled after a load, or did not end.
-#[derive(Clone, Debug)]
-pub struct Failure {
-    pub round: u32,
-    pub scheduler: &'static str,
-    pub load: Option<&'static str>,
-    pub reason: String,
-}
-
-impl Failure {
-    pub fn is_ours(&self) -> bool {
-        self.scheduler == OURS
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "round {}, {}", self.round, self.scheduler)?;
-        if let Some(load) = self.load {
-            write!(f, ", {load}")?;
+impl<'a> Report<'a> {
+    pub fn new(record: &'a Record) -> Self {
+        Self {
+            record,
+            contenders: contenders(record),
+            rows: Row::all(record),
+            targets: targets::all(record),
         }
-        write!(f, ": {}", self.reason)
-    }
-}
-
-/// The middle of some numbers, or the mean of the two in the middle; `None` of none.
-pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_unstable_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = *values.get(middle)?;
-    Some(if values.len().is_multiple_of(2) {
-        f64::midpoint(values[middle - 1], upper)
-    } else {
-        upper
-    })
-}
-
-/// How many times as good ours is as another's number: above 1 is better, whichever direction
-/// the numbers have. A latency of less than a unit counts as one.
-fn times_as_good(better: Better, ours: f64, other: f64) -> f64 {
-    match better {
-        Better::Higher => ours / other,
-        Better::Lower => other.max(f64::MIN_POSITIVE) / ours.max(f64::MIN_POSITIVE),
-    }
-}
-
-/// Ours against one other scheduler: the ratios of the rounds in which both were measured.
-#[derive(Clone, Debug, PartialEq)]
-struct Comparison {
-    other: &'static str,
-    median: f64,
-    least: f64,
-    most: f64,
-    rounds: usize,
-}
-
-/// All samples of one metric of one load.
-struct Row<'a> {
-    load: &'static str,
-    metric: Metric,
-    samples: Vec<&'a Sample>,
-}
-
-impl Row<'_> {
-    fn of<'a>(&'a self, scheduler: &'a str) -> impl Iterator<Item = &'a Sample> + 'a {
-        let all = self.samples.iter().copied();
-        all.filter(move |sample| sample.scheduler == scheduler)
     }
 
-    fn median(&self, scheduler: &str) -> Option<f64> {
-        median(self.of(scheduler).map(|sample| sample.value))
+    /// The record, with what follows from it.
+    pub fn json(&self) -> Result<Value> {
+        let mut report = serde_json::to_value(self.record)?;
+        let results: Vec<_> = self.rows.iter().map(|row| self.row_json(row)).collect();
+        report["results"] = json!(results);
+        let target = |target: &Target| {
+            let mut value = json!(target);
+            value["met"] = json!(target.is_met());
+            value
+        };
+        report["targets"] = self.targets.iter().map(target).collect();
+        report["law"] = law_json(&self.record.growth);
+        Ok(report)
     }
 
-    fn compare(&self, other: &'static str) -> Option<Comparison> {
-        let ratios: Vec<f64> = self
-            .of(OURS)
-            .filter_map(|ours| {
-                let theirs = self.of(other).find(|theirs| theirs.round == ours.round)?;
-                Some(times_as_good(self.metric.better, ours.value, theirs.value))
-            })
-            .collect();
-        Some(Comparison {
-            other,
-            median: median(ratios.iter().copied())?,
-            least: ratios.iter().copied().min_by(f64::total_cmp)?,
-            most: ratios.iter().copied().max_by(f64::total_cmp)?,
-            rounds: ratios.len(),
-        })
-    }
-
-    /// Against each of the others.
-    fn comparisons(&self, schedulers: &[&'static str]) -> Vec<Comparison> {
-        let others = schedulers.iter().filter(|scheduler| **scheduler != OURS);
-        others.filter_map(|other| self.compare(other)).collect()
-    }
-
-    /// Against the best of the others, which is the one that ours compares least well with. Judged
-    /// by medians: the best in each round would be the one that noise favoured there.
-    fn against_best(&self, schedulers: &[&'static str]) -> Option<Comparison> {
-        let all = self.comparisons(schedulers).into_iter();
-        let others = all.filter(|comparison| comparison.other != BASE);
-        others.min_by(|a, b| a.median.total_cmp(&b.median))
-    }
-
-    fn is_short(&self, comparison: &Comparison) -> bool {
-        self.metric
-            .floor
-            .is_some_and(|floor| comparison.median < floor)
-    }
-
-    fn json(&self, schedulers: &[&'static str]) -> Value {
-        let medians: Map<_, _> = schedulers
+    fn row_json(&self, row: &Row) -> Value {
+        let medians: Map<_, _> = self
+            .contenders
             .iter()
-            .map(|scheduler| ((*scheduler).to_owned(), json!(self.median(scheduler))))
+            .map(|contender| ((*contender).to_owned(), json!(row.median(contender))))
             .collect();
-        let relative: Map<_, _> = self
-            .comparisons(schedulers)
+        let relative: Map<_, _> = row
+            .comparisons(&self.contenders)
             .into_iter()
             .map(|c| {
                 let value = json!({
                     "median": c.median, "min": c.least, "max": c.most, "rounds": c.rounds,
                 });
-                (c.other.to_owned(), value)
+                (c.other, value)
             })
             .collect();
-        let best = self.against_best(schedulers);
+        let best = row.against_best(&self.contenders);
         json!({
-            "load": self.load,
-            "metric": self.metric.name,
-            "unit": self.metric.unit,
-            "better": match self.metric.better {
-                Better::Higher => "higher",
-                Better::Lower => "lower",
-            },
+            "measure": row.measure,
+            "metric": row.metric.name,
+            "unit": row.metric.unit,
+            "better": row.metric.better,
             "medians": medians,
             "times_as_good_as": relative,
-            "best_of_others": best.as_ref().map(|c| c.other),
-            "floor": self.metric.floor,
-            "below_floor": best.as_ref().map(|c| self.is_short(c)),
+            "best_of_others": best.as_ref().map(|c| &c.other),
+            "floor": row.metric.floor,
+            "below_floor": best.as_ref().map(|c| row.is_short(c)),
         })
     }
 }
 
-/// Everything that was measured, and where.
-pub struct Report<'a> {
-    environment: Value,
-    schedulers: Vec<&'static str>,
-    rows: Vec<Row<'a>>,
-    samples: &'a [Sample],
-    failures: &'a [Failure],
-}
+/// Its name in reports, its unit, and how much of it there is.
+type Cost = (&'static str, &'static str, fn(&Point) -> f64);
 
-impl<'a> Report<'a> {
-    pub fn new(environment: Value, samples: &'a [Sample], failures: &'a [Failure]) -> Self {
-        let mut schedulers: Vec<&'static str> = Vec::new();
-        let mut rows: Vec<Row> = Vec::new();
-        for sample in samples {
-            if !schedulers.contains(&sample.scheduler) {
-                schedulers.push(sample.scheduler);
-            }
-            let row = rows
-                .iter_mut()
-                .find(|row| row.load == sample.load && row.metric.name == sample.metric.name);
-            match row {
-                Some(row) => row.samples.push(sample),
-                None => rows.push(Row {
-                    load: sample.load,
-                    metric: sample.metric,
-                    samples: vec![sample],
-                }),
-            }
-        }
-        // Ours last, the kernel's first, as in every report.
-        schedulers.sort_by_key(|name| (*name == OURS, *name == BASE, *name != "kernel", *name));
-        Self {
-            environment,
-            schedulers,
-            rows,
-            samples,
-            failures,
-        }
-    }
+/// What grows.
+pub const COSTS: &[Cost] = &[
+    ("BPF per interrupt", "us", |point| point.bpf_ns / 1000.0),
+    ("process per second", "us", |point| point.process_us),
+    ("hint to running, p50", "us", |point| point.hint_p50_us),
+    ("hint to running, p99", "us", |point| point.hint_p99_us),
+    ("attaching a vCPU", "us", |point| point.attach_us),
+    ("memory", "MiB", |point| point.memory_mib),
+    ("BPF maps", "MiB", |point| point.maps_mib),
+];
 
-    pub fn json(&self) -> Value {
-        let results: Vec<_> = self
-            .rows
-            .iter()
-            .map(|row| row.json(&self.schedulers))
-            .collect();
-        let samples: Vec<_> = self
-            .samples
-            .iter()
-            .map(|sample| {
-                json!({
-                    "round": sample.round,
-                    "scheduler": sample.scheduler,
-                    "load": sample.load,
-                    "metric": sample.metric.name,
-                    "value": sample.value,
-                })
-            })
-            .collect();
-        let failures: Vec<_> = self
-            .failures
-            .iter()
-            .map(|failure| {
-                json!({
-                    "round": failure.round,
-                    "scheduler": failure.scheduler,
-                    "load": failure.load,
-                    "reason": failure.reason,
-                })
-            })
-            .collect();
-        let mut report = json!({
-            "results": results,
-            "failures": failures,
-            "samples": samples,
-        });
-        if let (Some(report), Some(environment)) =
-            (report.as_object_mut(), self.environment.as_object())
-        {
-            report.extend(environment.clone());
-        }
-        report
-    }
+fn law_json(points: &[Point]) -> Value {
+    let law: Map<_, _> = COSTS
+        .iter()
+        .filter_map(|(name, unit, cost)| {
+            let law = Law::of(points, cost)?;
+            let value = json!({
+                "unit": unit,
+                "constant": law.constant,
+                "per_vcpu": law.slope,
+                "exponent": exponent(points, cost),
+                "at_4096_vcpus": law.at(LARGE_HOST_VCPUS),
+            });
+            Some(((*name).to_owned(), value))
+        })
+        .collect();
+    Value::Object(law)
 }
 
 /// A number with about three digits that mean something.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")
     } else if value.abs() >= 10.0 {
@@ -259,27 +125,52 @@ fn short(value: f64) -> String {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<18}{:<17}", "load", "metric")?;
-        for scheduler in &self.schedulers {
-            write!(f, "{scheduler:>13}")?;
+        if !self.rows.is_empty() {
+            self.table(f)?;
+        }
+        self.growth(f)?;
+        if !self.targets.is_empty() {
+            writeln!(f, "\nAsked for, by medians of the ratios within rounds:")?;
+        }
+        for target in &self.targets {
+            writeln!(f, "{target}")?;
+        }
+        for failure in &self.record.failures {
+            writeln!(f, "failed: {failure}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Report<'_> {
+    fn table(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let metric = |row: &Row| match &*row.metric.unit {
+            "" => row.metric.name.to_string(),
+            unit => format!("{}, {unit}", row.metric.name),
+        };
+        let widest = self.rows.iter().map(|row| metric(row).len()).max();
+        let width = widest.unwrap_or_default() + 1;
+        write!(f, "{:<17}{:<width$}", "measure", "metric")?;
+        for contender in &self.contenders {
+            write!(f, "{contender:>13}")?;
         }
         write!(f, "   relative  rounds       best of others")?;
-        if self.schedulers.contains(&BASE) {
+        if self.contenders.contains(&BASE) {
             write!(f, "  to {BASE}")?;
         }
         writeln!(f)?;
         for row in &self.rows {
-            let metric = format!("{}, {}", row.metric.name, row.metric.unit);
-            write!(f, "{:<18}{metric:<17}", row.load)?;
-            for scheduler in &self.schedulers {
-                let median = row.median(scheduler).map_or_else(|| "-".to_owned(), short);
+            write!(f, "{:<17}{:<width$}", row.measure, metric(row))?;
+            for contender in &self.contenders {
+                let median = row.median(contender).map_or_else(|| "-".to_owned(), short);
                 write!(f, "{median:>13}")?;
             }
-            if let Some(best) = row.against_best(&self.schedulers) {
+            if let Some(best) = row.against_best(&self.contenders) {
                 let mark = if row.is_short(&best) { "!" } else { " " };
-                let range = format!("{:.2}-{:.2}", best.least, best.most);
-                let other = best.other;
-                write!(f, "   {:>6.2} {mark}  {range:<12} {other:<14}", best.median)?;
+                let range = format!("{}-{}", short(best.least), short(best.most));
+                let other = &best.other;
+                let median = short(best.median);
+                write!(f, "   {median:>6} {mark}  {range:<12} {other:<14}")?;
             }
             if let Some(base) = row.compare(BASE) {
                 write!(
@@ -292,130 +183,109 @@ impl fmt::Display for Report<'_> {
         }
         writeln!(
             f,
-            "Medians of the rounds. relative: how many times as good as the best of the others {OURS} is, by the\n\
-             median of the ratios within rounds; rounds: the least and the greatest of them. !: below what is\n\
-             asked for, 0.95 in throughput and 1 in tail latency."
-        )?;
-        for failure in self.failures {
-            writeln!(f, "failed: {failure}")?;
+            "Medians of the rounds. relative: how many times as good as the best of the other schedulers {OURS}\n\
+             is, by the median of the ratios within rounds; rounds: the least and the greatest of them. !: below\n\
+             what is asked for, which is 0.95 in throughput, 1 in tail latency of the host's tasks, and more in\n\
+             what guests are to gain."
+        )
+    }
+
+    fn growth(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let points = &self.record.growth;
+        if points.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        writeln!(f, "\nGrowth:")?;
+        write!(f, "{:<26}", "VMs x vCPUs")?;
+        for point in points {
+            let each = point.vcpus / point.vms.max(1);
+            write!(f, "{:>9}", format!("{}x{each}", point.vms))?;
+        }
+        writeln!(f, "   exponent")?;
+        for (name, unit, cost) in COSTS {
+            write!(f, "{:<26}", format!("{name}, {unit}"))?;
+            for point in points {
+                write!(f, "{:>9}", short(cost(point)))?;
+            }
+            let exponent = exponent(points, cost);
+            let exponent = exponent.map_or_else(|| "-".to_owned(), |e| format!("{e:.2}"));
+            writeln!(f, "   {exponent:>8}")?;
+        }
+        let told = COSTS.iter().filter_map(|(name, unit, cost)| {
+            let at = Law::of(points, cost)?.at(LARGE_HOST_VCPUS);
+            Some(format!("{name} {} {unit}", short(at)))
+        });
+        writeln!(
+            f,
+            "By these, a host with {LARGE_HOST_CPUS} CPUs and {LARGE_HOST_VCPUS} vCPUs would pay: {}. What has an \
+             exponent of up to {FLAT} is taken not to grow, the rest to grow by a straight line; this host's \
+             ticks are in it, but not those of more CPUs.",
+            told.collect::<Vec<_>>().join(", ")
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::load::{P99, RATE, TIME};
+    use super::super::compare::tests::record;
+    use super::super::contender::KERNEL;
+    use super::super::measure::{P99, TIME};
+    use super::super::record::Failure;
     use super::*;
-
-    fn samples(metric: Metric, of: &[(&'static str, &[f64])]) -> Vec<Sample> {
-        let mut samples = Vec::new();
-        for (scheduler, values) in of {
-            for (round, value) in (1..).zip(*values) {
-                samples.push(Sample {
-                    round,
-                    scheduler,
-                    load: "load",
-                    metric,
-                    value: *value,
-                });
-            }
-        }
-        samples
-    }
-
-    fn result(samples: &[Sample]) -> Value {
-        Report::new(json!({}), samples, &[]).json()["results"][0].clone()
-    }
-
-    #[test]
-    fn medians() {
-        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
-        assert_eq!(median([]), None);
-    }
-
-    #[test]
-    fn rounds_are_compared_each_with_itself() {
-        // The machine got three times slower; within each round ours is a tenth faster.
-        let samples = samples(
-            TIME,
-            &[("kernel", &[1.1, 3.3, 2.2]), (OURS, &[1.0, 3.0, 2.0])],
-        );
-        let result = result(&samples);
-        let ratio = result["times_as_good_as"]["kernel"]["median"]
-            .as_f64()
-            .unwrap();
-        assert!((ratio - 1.1).abs() < 1e-9, "{result}");
-        assert_eq!(result["below_floor"], false);
-    }
-
-    #[test]
-    fn the_best_of_the_others_is_what_counts() {
-        let samples = samples(
-            RATE,
-            &[
-                ("kernel", &[100.0, 100.0, 100.0]),
-                ("scx_bpfland", &[120.0, 120.0, 120.0]),
-                (OURS, &[108.0, 108.0, 108.0]),
-            ],
-        );
-        let result = result(&samples);
-        assert_eq!(result["best_of_others"], "scx_bpfland");
-        // 0.90 of the better one, though more than the other.
-        assert_eq!(result["below_floor"], true);
-    }
-
-    #[test]
-    fn another_build_is_compared_with_and_no_contender() {
-        let all = [("kernel", &[1.0][..]), (BASE, &[0.5]), (OURS, &[1.0])];
-        let samples = samples(TIME, &all);
-        let result = result(&samples);
-        assert_eq!(result["best_of_others"], "kernel");
-        assert_eq!(result["times_as_good_as"][BASE]["median"], 0.5);
-    }
-
-    #[test]
-    fn a_longer_tail_is_below_the_floor() {
-        let samples = samples(P99, &[("kernel", &[100.0]), (OURS, &[110.0])]);
-        assert_eq!(result(&samples)["below_floor"], true);
-        let text = Report::new(json!({}), &samples, &[]).to_string();
-        assert!(text.contains("0.91 !"), "{text}");
-    }
-
-    #[test]
-    fn rounds_that_one_missed_are_not_compared() {
-        let mut samples = samples(
-            TIME,
-            &[("scx_bpfland", &[1.0, 1.0, 1.0]), (OURS, &[1.0, 2.0, 1.0])],
-        );
-        samples.retain(|sample| sample.scheduler == OURS || sample.round != 2);
-        let result = result(&samples);
-        let ratios = &result["times_as_good_as"]["scx_bpfland"];
-        assert_eq!(
-            (&ratios["rounds"], &ratios["min"]),
-            (&json!(2), &json!(1.0))
-        );
-    }
 
     #[test]
     fn who_failed_is_told_and_samples_are_kept() {
-        let samples = samples(TIME, &[("kernel", &[1.0]), (OURS, &[1.0])]);
-        let failures = [Failure {
+        let mut record = record(&TIME, &[(KERNEL, &[1.0]), (OURS, &[1.0])]);
+        record.failures.push(Failure {
             round: 1,
-            scheduler: "scx_bpfland",
-            load: Some("load"),
+            contender: "scx_bpfland".to_owned(),
+            measure: Some("load".to_owned()),
+            attempt: 1,
+            ejected: true,
             reason: "no longer schedules".to_owned(),
-        }];
-        let report = Report::new(json!({ "rounds": 1 }), &samples, &failures);
+        });
+        let report = Report::new(&record);
         let text = report.to_string();
         assert!(
-            text.contains("failed: round 1, scx_bpfland, load: no longer schedules"),
+            text.contains(
+                "failed: round 1, scx_bpfland, load, attempt 1, ejected: no longer schedules"
+            ),
             "{text}"
         );
-        let json = report.json();
-        assert_eq!(json["rounds"], 1);
-        assert_eq!(json["failures"][0]["scheduler"], "scx_bpfland");
+        let json = report.json().unwrap();
+        assert_eq!(json["failures"][0]["contender"], "scx_bpfland");
         assert_eq!(json["samples"].as_array().unwrap().len(), 2);
+        // What is written can be gone on with.
+        let again: Record = serde_json::from_value(json).unwrap();
+        assert_eq!(again.samples, record.samples);
+        assert_eq!(again.failures, record.failures);
+    }
+
+    #[test]
+    fn what_falls_short_is_marked() {
+        let record = record(&P99, &[(KERNEL, &[100.0]), (OURS, &[110.0])]);
+        let text = Report::new(&record).to_string();
+        assert!(text.contains("0.91 !"), "{text}");
+        let json = Report::new(&record).json().unwrap();
+        assert_eq!(json["results"][0]["below_floor"], true);
+    }
+
+    #[test]
+    fn a_law_needs_two_points() {
+        let mut record = record(&TIME, &[(OURS, &[1.0])]);
+        let point = |vcpus: u32| Point {
+            vms: 1,
+            vcpus,
+            memory_mib: 10.0 + f64::from(vcpus),
+            ..Point::default()
+        };
+        record.growth = vec![point(2)];
+        assert_eq!(Report::new(&record).json().unwrap()["law"], json!({}));
+        record.growth = vec![point(2), point(100)];
+        let report = Report::new(&record);
+        let memory = report.json().unwrap()["law"]["memory"].take();
+        let told = memory["at_4096_vcpus"].as_f64().unwrap();
+        assert!((told - 4106.0).abs() < 1e-6, "{memory}");
+        assert!(report.to_string().contains("memory 4106 MiB"), "{report}");
     }
 }

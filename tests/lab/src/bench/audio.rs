@@ -1,0 +1,119 @@
+//! A task in a guest that has something ready at each period's end, as sound has to be: 64 frames at
+//! 48 kHz are 1.33 ms.
+
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use nix::sys::time::TimeValLike;
+use nix::time::{clock_gettime, clock_nanosleep, ClockId, ClockNanosleepFlags};
+use serde::{Deserialize, Serialize};
+
+use super::measure::{Better, Metric, Outcome, Scene};
+use super::stage::Used;
+use crate::hog::Hog;
+use crate::priority::{set_policy, Policy};
+
+const PERIOD: Duration = Duration::from_micros(1333);
+
+/// CPU time of the guest that each period takes: a twentieth of it. To wake up takes several times that
+/// on emulated processors, and both together have to be less than the vCPU's share, which no scheduler
+/// that is fair gives it more of.
+const WORK: Duration = Duration::from_micros(67);
+
+const DURATION: Duration = Duration::from_secs(9);
+
+const PRIORITY: i32 = 80;
+
+/// For the program's start and end beside a busy guest.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// A tenth of the best peer's is asked for.
+const MISSED: Metric = Metric::new("missed", "/min", Better::Lower).at_least(10.0);
+
+/// What happened in the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Periods {
+    /// All that went by.
+    pub all: u64,
+    /// Those at whose end nothing was ready.
+    pub missed: u64,
+}
+
+impl Periods {
+    /// A period's work was done this long after its begin; the task then goes on with the next one that
+    /// has not begun.
+    fn add(&mut self, took: Duration, period: Duration) -> u64 {
+        let periods = u64::try_from(took.as_nanos() / period.as_nanos()).unwrap_or(u64::MAX);
+        // What is not ready by its end has been missed, as have those that went by meanwhile.
+        self.all += periods + 1;
+        self.missed += periods;
+        periods + 1
+    }
+
+    #[allow(clippy::cast_precision_loss)]
+    fn missed_per_minute(&self, period: Duration) -> f64 {
+        let minutes = self.all as f64 * period.as_secs_f64() / 60.0;
+        self.missed as f64 / minutes
+    }
+}
+
+/// Inside the guest: works in each period as a real-time task, and prints what came of it as JSON.
+///
+/// # Errors
+/// When the task may not be a real-time one.
+pub fn serve(duration: Duration) -> Result<()> {
+    set_policy(0, Policy::Fifo(PRIORITY))?;
+    let now = || clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    let used = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
+    let (mut periods, start) = (Periods::default(), now()?);
+    let mut next = start + PERIOD;
+    while next < start + duration {
+        let at = nix::sys::time::TimeSpec::nanoseconds(i64::try_from(next.as_nanos())?);
+        clock_nanosleep(
+            ClockId::CLOCK_MONOTONIC,
+            ClockNanosleepFlags::TIMER_ABSTIME,
+            &at,
+        )?;
+        let end = used()? + WORK;
+        while used()? < end {}
+        let gone = periods.add(now()?.saturating_sub(next), PERIOD);
+        next += PERIOD * u32::try_from(gone)?;
+    }
+    println!("{}", serde_json::to_string(&periods)?);
+    Ok(())
+}
+
+pub fn measure(scene: &mut Scene) -> Result<Outcome> {
+    let guest = scene.stage.guest(scene.contender)?;
+    let duration = scene.scale.duration(DURATION);
+    // One for each CPU, so that a vCPU's share is half of one.
+    let hogs = Hog::start(scene.hogs() / 2)?;
+    let command = format!(
+        "exec taskset -c 1 pvsched-lab periods {}",
+        duration.as_millis()
+    );
+    let (_, text) = Used::during(guest, &hogs, || {
+        guest.exec(&command, duration + MARGIN)?.ok()
+    })?;
+    let periods: Periods =
+        serde_json::from_str(text.trim()).with_context(|| format!("the guest said {text:?}"))?;
+    ensure!(periods.all > 0, "not a single period went by");
+    Ok(vec![(MISSED, periods.missed_per_minute(PERIOD))].into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_that_is_late_takes_those_with_it_that_go_by_meanwhile() {
+        let ms = Duration::from_millis;
+        let mut periods = Periods::default();
+        assert_eq!(periods.add(ms(9), ms(10)), 1);
+        assert_eq!(periods, Periods { all: 1, missed: 0 });
+        assert_eq!(periods.add(ms(25), ms(10)), 3);
+        assert_eq!(periods, Periods { all: 4, missed: 2 });
+        // Of 40 ms.
+        assert!((periods.missed_per_minute(ms(10)) - 3000.0).abs() < 1e-6);
+    }
+}
