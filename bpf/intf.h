@@ -346,7 +346,7 @@ struct pv_news_vcpu {
 	u32 rank_max;
 	u32 weight_min;
 	u32 weight_max;
-	u32 rsvd;
+	u32 hint;		/* to be decided upon; else it goes with other news */
 };
 
 /* What an engine in user space wants done: the argument of the program `order`. */

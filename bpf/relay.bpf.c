@@ -52,7 +52,7 @@ static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, bool sle
 	if (t->boost)
 		t->ran_boosted += ran;
 	WRITE_ONCE(t->state, sleeps ? PV_STATE_ELSEWHERE : PV_STATE_FAIR);
-	tell_of_vcpu(p, t, now, false);
+	tell_of_vcpu(p, t, now, false, false);
 	show_state(t, page_of(p, t), sleeps ? PVSCHED_HOST_SLEEPING : PVSCHED_HOST_WAITING, cpu, now);
 }
 
@@ -139,7 +139,7 @@ static inline void wakes_up(struct task_struct *p)
 	if (t && t->is_vcpu) {
 		WRITE_ONCE(t->state, PV_STATE_FAIR);
 		show_state(t, page_of(p, t), PVSCHED_HOST_WAITING, cpu, now);
-		tell_of_vcpu(p, t, now, true);
+		tell_of_vcpu(p, t, now, false, true);
 	} else {
 		wake_engine();
 	}

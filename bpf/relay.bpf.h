@@ -56,7 +56,8 @@ static inline void wake_engine(void)
 		count_lost();
 }
 
-static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 now, bool wake)
+static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 now, bool hint,
+				bool wake)
 {
 	struct pvsched_page *page = page_of(p, t);
 	struct pv_news_vcpu *n;
@@ -98,6 +99,7 @@ static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 no
 	n->hint_at = t->hint_at;
 	n->hint_rank = t->hint_rank;
 	n->role = t->role;
+	n->hint = hint;
 	n->home = home;
 	if (vm) {
 		n->observe = READ_ONCE(vm->observe);
@@ -117,7 +119,7 @@ static inline void tell_of_hint(struct task_struct *p, struct pv_task *t, u64 no
 
 	if (wake)
 		WRITE_ONCE(t->woke_engine_at, now);
-	tell_of_vcpu(p, t, now, wake);
+	tell_of_vcpu(p, t, now, true, wake);
 }
 
 #endif /* PVSCHED_RELAY_BPF_H */

@@ -39,7 +39,7 @@ int BPF_PROG(on_entry)
 		t->exec = p->se.sum_exec_runtime;
 		t->tid = p->pid;
 		t->is_vcpu = 1;
-		tell_of_vcpu(p, t, clock_ns(), false);
+		tell_of_vcpu(p, t, clock_ns(), false, false);
 	}
 	if (t->hint_at && !t->entered) {
 		now = clock_ns();

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Before all that it schedules.
+
+use std::io;
+
+/// Gives the calling thread the lowest real-time priority: what schedules others must not wait for
+/// them, and the host's own real-time tasks come before it.
+///
+/// # Errors
+/// When the kernel refuses it, for instance for a cgroup without real-time bandwidth.
+pub fn enter() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer is to a value that outlives the call, and the kernel only reads it.
+    let result = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters)
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
