@@ -42,6 +42,15 @@ static inline bool is_handed_over(struct task_struct *p)
 	return p->pid && p->prio >= MAX_RT_PRIO && !is_per_cpu_kthread(p);
 }
 
+/* Whether @p still wants to run. The field has another size on each kernel. */
+static inline bool is_on_rq(struct task_struct *p)
+{
+	u32 on_rq = 0;
+
+	bpf_core_read(&on_rq, bpf_core_field_size(p->on_rq), &p->on_rq);
+	return on_rq;
+}
+
 /* The vCPU @p has lost the CPU, or given it up. */
 static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, bool sleeps, s32 cpu, u64 now)
 {
@@ -77,7 +86,7 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 	u64 now = clock_ns();
 	struct pv_turn *turn;
 	struct pv_task *t;
-	bool sleeps = !prev->on_rq, wake;
+	bool sleeps = !is_on_rq(prev), wake;
 	u32 zero = 0;
 
 	if (ours) {

@@ -160,7 +160,9 @@ pub struct Metrics {
     pub handed_back: u64,
     #[stat(desc = "--engine rustland: tasks whose affinity changed after it had given them a CPU")]
     pub bounced: u64,
-    #[stat(desc = "--engine rustland: tasks it was not asked about, as there were too many at once")]
+    #[stat(
+        desc = "--engine rustland: tasks it was not asked about, as there were too many at once"
+    )]
     pub congested: u64,
     #[stat(desc = "--engine rustland: news for which there was no room")]
     pub lost: u64,

@@ -338,7 +338,9 @@ mod tests {
     fn the_engine_is_looked_for_beside_this_program() {
         // Tests are in a folder of their own.
         assert!(program().ends_with(PROGRAM));
-        let missing = program().parent().is_some_and(|folder| folder.as_os_str().is_empty());
+        let missing = program()
+            .parent()
+            .is_some_and(|folder| folder.as_os_str().is_empty());
         assert!(missing || program().exists());
     }
 

@@ -2,8 +2,7 @@
 //! Has scx_rustland_core write its sources into this folder, and compiles its BPF half.
 
 fn main() {
-    let built =
-        scx_rustland_core::RustLandBuilder::new().and_then(|mut builder| builder.build());
+    let built = scx_rustland_core::RustLandBuilder::new().and_then(|mut builder| builder.build());
     if let Err(error) = built {
         panic!("scx_rustland_core must compile with clang 16 or newer (set BPF_CLANG): {error:#}");
     }

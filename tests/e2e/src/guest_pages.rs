@@ -56,6 +56,11 @@ impl GuestPages {
         Ok(())
     }
 
+    /// Takes all memory from the guest, as its VMM could.
+    pub fn truncate(&self) -> Result<()> {
+        Ok(self.memory.set_len(0)?)
+    }
+
     fn at(&self, page: usize, word: usize) -> Result<u64> {
         let offset = self.offsets.get(page).context("there is no such page")?;
         Ok(offset + word as u64)

@@ -19,11 +19,11 @@ use scx_pvsched::policy::{
 
 use crate::news::{Ends, News, Switch, Told};
 
-/// An expected turn for which an idle CPU has not looked within this time has got lost: its task has
-/// left for another scheduling class, for instance.
-const LOST: u64 = 20_000_000;
-/// How often the CPU is asked to look before that counts.
-const LOOKS: u32 = 3;
+/// An expected turn that has not begun within this time is asked for again, and then each time after
+/// twice as long: the backend takes one decision whenever a CPU looks, and perhaps another CPU's.
+const AGAIN: u64 = 500_000;
+/// How often. After that it has got lost: its task has left for another scheduling class, for instance.
+const AGAINS: u32 = 7;
 
 /// A task that wants a CPU, as the kernel hands it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,17 @@ struct Running {
     exec: Option<(u64, u64)>,
     slice: u64,
     applied: Applied,
-    looks: u32,
+    /// How its CPU was asked for it, when, and how often again.
+    kick: Kick,
+    asked: u64,
+    again: u32,
+}
+
+impl Running {
+    /// When it is to be asked for again, while it is expected.
+    fn ask_again_at(&self) -> u64 {
+        self.asked + (AGAIN << self.again)
+    }
 }
 
 /// What is kept of a task beside what a policy sees.
@@ -140,7 +150,6 @@ struct World {
     known: HashMap<TaskId, Known>,
     queue: Queue,
     turns: BTreeMap<CpuId, Running>,
-    idle: BTreeSet<CpuId>,
     counts: Counts,
 }
 
@@ -175,7 +184,9 @@ impl World {
 
     fn runs_on(&self, task: TaskId) -> Option<CpuId> {
         let mut turns = self.turns.iter();
-        turns.find(|(_, turn)| turn.task == task).map(|(cpu, _)| *cpu)
+        turns
+            .find(|(_, turn)| turn.task == task)
+            .map(|(cpu, _)| *cpu)
     }
 }
 
@@ -200,7 +211,6 @@ impl<B: Backend> Engine<B> {
                 known: HashMap::new(),
                 queue: Queue::default(),
                 turns: BTreeMap::new(),
-                idle: BTreeSet::new(),
                 counts: Counts::default(),
             },
             policy,
@@ -216,11 +226,6 @@ impl<B: Backend> Engine<B> {
 
     pub fn counts(&self) -> Counts {
         self.world.counts
-    }
-
-    /// Whether a turn is expected that may have got lost.
-    pub fn expects(&self) -> bool {
-        self.world.turns.values().any(|turn| turn.exec.is_none())
     }
 
     /// Decides on what has happened by `now`: what was told, in that order, and who wants a CPU.
@@ -258,25 +263,30 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// When the next turn ends for which somebody waits.
-    pub fn next_end(&self) -> Option<u64> {
-        self.world.turns.keys().filter_map(|cpu| self.ends_at(*cpu)).min()
+    /// When there is something to do though nothing happens: a turn ends for which somebody waits, or
+    /// one that is expected has to be asked for again.
+    pub fn next_look(&self) -> Option<u64> {
+        let turns = self.world.turns.iter();
+        let look = turns.filter_map(|(cpu, turn)| match turn.exec {
+            Some(_) => self.ends_at(*cpu),
+            None => Some(turn.ask_again_at()),
+        });
+        look.min()
     }
 
     /// When the turn on a CPU ends, if somebody waits for that.
     fn ends_at(&self, cpu: CpuId) -> Option<u64> {
-        let turn = self.world.turns.get(&cpu).filter(|turn| turn.exec.is_some())?;
+        let turn = self
+            .world
+            .turns
+            .get(&cpu)
+            .filter(|turn| turn.exec.is_some())?;
         self.world.first(cpu).map(|_| turn.began + turn.slice)
     }
 
     fn switched(&mut self, switch: &Switch, arrived: &mut HashMap<TaskId, Arrival>) {
         let cpu = switch.cpu;
         self.world.now = self.world.now.max(switch.at);
-        if switch.idle {
-            self.world.idle.insert(cpu);
-        } else {
-            self.world.idle.remove(&cpu);
-        }
         if let Some((task, exec)) = switch.prev {
             self.lost_cpu(task, cpu, exec, switch.ends);
         }
@@ -369,18 +379,27 @@ impl<B: Backend> Engine<B> {
                 .policy
                 .runnable(&self.world.tasks[&task], why, &self.world.host());
         }
-        self.begin(task, cpu, decision, Some((exec, exec)));
+        self.begin(task, cpu, decision, Some((exec, exec)), Kick::Look);
     }
 
     /// The turn of a task on a CPU begins, or is expected to.
-    fn begin(&mut self, task: TaskId, cpu: CpuId, decision: Decision, exec: Option<(u64, u64)>) {
+    fn begin(
+        &mut self,
+        task: TaskId,
+        cpu: CpuId,
+        decision: Decision,
+        exec: Option<(u64, u64)>,
+        kick: Kick,
+    ) {
         let turn = Running {
             task,
             began: self.world.now,
             exec,
             slice: decision.slice(),
             applied: decision.applied,
-            looks: 0,
+            kick,
+            asked: self.world.now,
+            again: 0,
         };
         self.world.turns.insert(cpu, turn);
         self.world.set_running(cpu, Some(task));
@@ -390,8 +409,12 @@ impl<B: Backend> Engine<B> {
         known.still_on = None;
         if let Some(task) = self.world.tasks.get_mut(&task) {
             task.last_cpu = cpu;
-            self.policy
-                .started(&self.world.tasks[&turn.task], cpu, &decision, &self.world.host());
+            self.policy.started(
+                &self.world.tasks[&turn.task],
+                cpu,
+                &decision,
+                &self.world.host(),
+            );
         }
     }
 
@@ -584,7 +607,7 @@ impl<B: Backend> Engine<B> {
             let exec = known.assumed.take().map(|exec| (exec, exec));
             self.world.queue.remove(id);
             self.tell(id, cpu, decision.applied);
-            self.begin(id, cpu, decision, exec);
+            self.begin(id, cpu, decision, exec, kick);
             return true;
         }
         let turn = Dispatch {
@@ -598,7 +621,7 @@ impl<B: Backend> Engine<B> {
         }
         self.world.queue.remove(id);
         self.tell(id, cpu, decision.applied);
-        self.begin(id, cpu, decision, None);
+        self.begin(id, cpu, decision, None, kick);
         self.backend.kick(cpu, kick);
         true
     }
@@ -680,21 +703,21 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Gives up turns that do not begin although their CPU has nothing else.
+    /// Asks again for turns that do not begin, and in the end gives them up.
     fn look_for_lost(&mut self) {
         let now = self.world.now;
         let mut lost = Vec::new();
         for (cpu, turn) in &mut self.world.turns {
-            let late = now.saturating_sub(turn.began) > LOST * u64::from(turn.looks + 1);
-            if turn.exec.is_some() || !late || !self.world.idle.contains(cpu) {
+            if turn.exec.is_some() || now < turn.ask_again_at() {
                 continue;
             }
-            turn.looks += 1;
-            if turn.looks <= LOOKS {
-                self.backend.kick(*cpu, Kick::Look);
-            } else {
+            if turn.again == AGAINS {
                 lost.push(*cpu);
+                continue;
             }
+            turn.again += 1;
+            turn.asked = now;
+            self.backend.kick(*cpu, turn.kick);
         }
         for cpu in lost {
             self.stop(cpu, Some(End::Interrupted));

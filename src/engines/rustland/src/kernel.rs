@@ -9,9 +9,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{
-    MapCore, MapFlags, OpenObject, ProgramInput, RingBuffer, RingBufferBuilder,
-};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, RingBuffer, RingBufferBuilder};
 use log::warn;
 use nix::sched::{sched_getaffinity, CpuSet};
 use nix::unistd::Pid;
@@ -27,9 +25,9 @@ use crate::bpf::{BpfScheduler, DispatchedTask, QueuedTask};
 use crate::engine::{Arrival, Backend, Counts, Dispatch, Kick};
 use crate::news::News;
 
-/// The kernel lets a turn go on for so long unless it is ended here. It is what a CPU does when its time
-/// is up that matters: it lets the task go on, if nothing else was handed to it.
-const SLICE: u64 = 100_000_000;
+/// How often a CPU looks whether another task was handed to it. While there is none, and that is until the
+/// turn is ended here, it lets the one that runs go on.
+const SLICE: u64 = 20_000_000;
 /// SCX_ENQ_WAKEUP of the kernel's enum scx_enq_flags.
 const WAKEUP: u64 = 1;
 /// In sysfs, and for whoever asks who schedules.
@@ -285,7 +283,10 @@ impl Backend for Kernel<'_, '_> {
     fn affinity(&mut self, task: TaskId) -> Option<BTreeSet<CpuId>> {
         let set = sched_getaffinity(Pid::from_raw(i32::try_from(task.0).ok()?)).ok()?;
         let cpus = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
-        Some(cpus.filter_map(|cpu| u32::try_from(cpu).ok().map(CpuId)).collect())
+        Some(
+            cpus.filter_map(|cpu| u32::try_from(cpu).ok().map(CpuId))
+                .collect(),
+        )
     }
 
     fn waiting(&mut self, anybody: bool) {

@@ -63,8 +63,6 @@ use kernel::{Kernel, Relay};
 
 /// How long it sleeps at most: news that wakes nobody, and signals, wait for that.
 const NAP: u64 = 100_000_000;
-/// The same while a turn is expected that may have got lost.
-const SHORT_NAP: u64 = 10_000_000;
 /// How often the statistics are shown.
 const SHOW: u64 = 200_000_000;
 
@@ -131,6 +129,7 @@ fn run(options: &Options) -> Result<bool> {
     let mut relay_object = MaybeUninit::uninit();
     let relay = Relay::attach(options, &mut relay_object)?;
     let maps = serde_json::to_string(&relay.maps()?)?;
+    realtime::lock_memory().context("cannot lock memory")?;
     realtime::enter().context("cannot get a real-time priority")?;
     let mut object = MaybeUninit::uninit();
     let kernel = Kernel::start(options, &mut object, relay)?;
@@ -154,13 +153,15 @@ fn run(options: &Options) -> Result<bool> {
             let counts = engine.counts();
             engine.backend().show(counts)?;
         }
-        let nap = if engine.expects() { SHORT_NAP } else { NAP };
-        let next = engine.next_end().unwrap_or(u64::MAX).saturating_sub(now()?);
+        let next = engine
+            .next_look()
+            .unwrap_or(u64::MAX)
+            .saturating_sub(now()?);
         let mut fds = [
             PollFd::new(engine.backend().wake_up(), PollFlags::POLLIN),
             PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
         ];
-        let timeout = TimeSpec::from_duration(Duration::from_nanos(next.min(nap)));
+        let timeout = TimeSpec::from_duration(Duration::from_nanos(next.min(NAP)));
         match ppoll(&mut fds, Some(timeout), None) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("cannot wait for news"),

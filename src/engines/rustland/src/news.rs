@@ -4,9 +4,7 @@
 use anyhow::{bail, Result};
 use scx_pvsched::abi;
 use scx_pvsched::policy::arithmetic::{PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_RT_BASE};
-use scx_pvsched::policy::{
-    CpuId, Interrupt, Limits, Published, Role, TaskId, Urgency, Vcpu, VmId,
-};
+use scx_pvsched::policy::{CpuId, Interrupt, Limits, Published, Role, TaskId, Urgency, Vcpu, VmId};
 use scx_pvsched::scheduler::bpf::{intf, MapValue};
 
 /// Numbers of VMs that nobody has handed over: those of their processes, with this bit.
@@ -156,12 +154,12 @@ impl News {
             .and_then(|what| what.try_into().ok())
             .map_or(0, u32::from_ne_bytes);
         match what {
-            intf::pv_news_PV_NEWS_SWITCH => {
-                intf::pv_news_switch::from_bytes(bytes)?.try_into().map(Self::Switch)
-            }
-            intf::pv_news_PV_NEWS_VCPU => {
-                intf::pv_news_vcpu::from_bytes(bytes)?.try_into().map(Self::Vcpu)
-            }
+            intf::pv_news_PV_NEWS_SWITCH => intf::pv_news_switch::from_bytes(bytes)?
+                .try_into()
+                .map(Self::Switch),
+            intf::pv_news_PV_NEWS_VCPU => intf::pv_news_vcpu::from_bytes(bytes)?
+                .try_into()
+                .map(Self::Vcpu),
             other => bail!("there is no news of kind {other}"),
         }
     }
@@ -227,8 +225,14 @@ mod tests {
         };
         let of = |observe| {
             let told = News::parse(&intf::pv_news_vcpu { observe, ..said }.to_bytes());
-            let Ok(News::Vcpu(told)) = told else { panic!("{told:?}") };
-            (told.vcpu.published.is_some(), told.vcpu.interrupt.is_some(), told.home)
+            let Ok(News::Vcpu(told)) = told else {
+                panic!("{told:?}")
+            };
+            (
+                told.vcpu.published.is_some(),
+                told.vcpu.interrupt.is_some(),
+                told.home,
+            )
         };
         assert_eq!(of(0), (true, true, None));
         assert_eq!(of(1), (false, false, None));
