@@ -341,6 +341,11 @@ impl<B: Backend> Engine<B> {
 
     /// A task runs.
     fn started(&mut self, task: TaskId, cpu: CpuId, exec: u64) {
+        let known = self.world.known.get(&task);
+        if known.is_some_and(|known| known.still_on == Some(cpu)) {
+            // Whoever came between has gone, and the next task is not there yet.
+            return;
+        }
         if let Some(turn) = self.world.turns.get_mut(&cpu) {
             if turn.task == task {
                 // Else it goes on after somebody of no concern.

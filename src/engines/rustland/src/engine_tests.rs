@@ -255,6 +255,21 @@ fn who_is_interrupted_waits_and_is_not_dispatched_before_it_arrives() {
     assert_eq!(bench.script.borrow().asked, asked);
 }
 
+/// The engine itself interrupts a turn, ends it, and the kernel goes on with it for a moment.
+#[test]
+fn a_turn_that_is_over_does_not_begin_again_by_itself() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().interrupts.insert(3);
+    bench.wake(MS, &[3]);
+    assert_eq!(bench.switch(MS, 0, None, Some((5, MS))), []);
+    bench.switch(MS, 0, Some((5, MS, Ends::Runnable)), Some((3, 0)));
+    bench.switch(2 * MS, 0, Some((3, MS, Ends::Sleeps)), None);
+    let turns = [(5, MS, End::Interrupted), (3, MS, End::Slept)];
+    assert_eq!(bench.script.borrow().turns, turns);
+}
+
 #[test]
 fn what_was_estimated_too_high_is_not_charged_twice() {
     let mut bench = Bench::new(1);
