@@ -90,8 +90,9 @@ fn a_bound_task_runs_where_it_may_and_nowhere_else() -> Result<()> {
                 thread::sleep(Duration::from_millis(5));
             }
             let used = host::cpu_time(task.pid(), task.pid())? - before;
+            // A third of 2 s, at most, without what the engine needs itself on emulated CPUs.
             ensure!(
-                used > Duration::from_millis(300),
+                used > Duration::from_millis(100),
                 "only {used:?} on CPU {cpu}"
             );
         }
@@ -131,7 +132,7 @@ fn ends_and_the_guest_goes_on(
 ) -> Result<()> {
     promise_with(exits, || {
         let mut chain = Chain::start(options())?;
-        let _hogs = Hog::start(4)?;
+        let hogs = Hog::start(4)?;
         let _fifo = endless_fifo(&chain.vm.guest, 1, 50, 90)?;
         eventually("a boost", margins::AT_ONCE, || {
             let stats = chain.scheduler()?.stats()?;
@@ -149,7 +150,7 @@ fn ends_and_the_guest_goes_on(
         let hello = chain.vm.guest.exec("echo hello", margins::COMMAND)?.ok()?;
         ensure!(hello.trim() == "hello");
         // It can be started again.
-        drop(_hogs);
+        drop(hogs);
         let scheduler = Scheduler::start(&RUSTLAND)?;
         eventually("the VM is attached again", margins::START, || {
             Ok((scheduler.stats()?["nr_vcpus"] == 2).then_some(()))
@@ -167,7 +168,7 @@ fn a_killed_engine_leaves_the_host_and_the_guest_running() -> Result<()> {
 
 #[test]
 fn an_engine_that_is_stopped_is_replaced_by_the_kernel() -> Result<()> {
-    ends_and_the_guest_goes_on(&["stall"], WATCHDOG, |engine, _| {
+    ends_and_the_guest_goes_on(&["runnable task stall"], WATCHDOG, |engine, _| {
         Ok(kill(engine, Signal::SIGSTOP)?)
     })
 }
