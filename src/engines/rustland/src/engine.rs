@@ -328,7 +328,7 @@ impl<B: Backend> Engine<B> {
             return;
         };
         if let Some(assumed) = known.assumed.take() {
-            known.overcharged = assumed.saturating_sub(exec);
+            known.overcharged += assumed.saturating_sub(exec);
         }
         if known.still_on == Some(cpu) {
             known.still_on = None;
@@ -446,7 +446,9 @@ impl<B: Backend> Engine<B> {
         });
         let known = self.world.known.entry(running.task).or_default();
         known.end = end;
-        let too_much = std::mem::take(&mut known.overcharged);
+        // Where the turn before was estimated, and too high, this one may seem to be less than none.
+        let too_much = known.overcharged + before.saturating_sub(after);
+        known.overcharged = too_much.saturating_sub(had);
         let turn = Turn {
             task: running.task,
             cpu,

@@ -296,6 +296,24 @@ fn what_was_estimated_too_high_is_not_charged_twice() {
 }
 
 #[test]
+fn nor_where_one_turn_followed_the_other() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    // It had 5 ms of these 12.
+    bench.pass(4 * MS, Vec::new(), &[]);
+    bench.pass(8 * MS, Vec::new(), &[]);
+    bench.switch(12 * MS, 0, Some((5, 5 * MS, Ends::Sleeps)), None);
+    bench.wake(12 * MS, &[5]);
+    bench.switch(12 * MS, 0, None, Some((6, 0)));
+    bench.switch(13 * MS, 0, Some((6, MS, Ends::Sleeps)), Some((5, 5 * MS)));
+    bench.switch(23 * MS, 0, Some((5, 15 * MS, Ends::Sleeps)), None);
+    let script = bench.script.borrow();
+    let of_5 = script.turns.iter().filter(|(task, ..)| *task == 5);
+    assert_eq!(of_5.map(|(_, ran, _)| ran).sum::<u64>(), 15 * MS);
+}
+
+#[test]
 fn a_bound_task_waits_for_its_cpu() {
     let mut bench = Bench::new(3);
     bench.engine.backend().affinity.insert(7, vec![1, 2]);
