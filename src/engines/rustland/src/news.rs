@@ -72,7 +72,7 @@ fn urgency(rank: u32) -> Option<Urgency> {
 }
 
 fn role(word: u32) -> Role {
-    match word & u32::try_from(abi::PVSCHED_ROLE_MASK).unwrap_or(u32::MAX) {
+    match word & abi::PVSCHED_ROLE_MASK {
         abi::PVSCHED_ROLE_LATENCY => Role::Latency,
         abi::PVSCHED_ROLE_INTERRUPT => Role::Interrupt,
         abi::PVSCHED_ROLE_BATCH => Role::Batch,
