@@ -12,6 +12,9 @@
 
 #include "capacity.bpf.h"
 
+void bpf_preempt_disable(void) __ksym;
+void bpf_preempt_enable(void) __ksym;
+
 #define NEWS_BYTES	(1 << 21)
 /* One vCPU alone wakes the engine no more often than this: whoever does so costs all others time. */
 #define WAKE_NS		(PV_NSEC_PER_MSEC / 2)
@@ -79,8 +82,14 @@ static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 no
 	vm = vm_of(t);
 	home = home_of(p, t);
 
+	/*
+	 * Nothing behind a record is read before that is complete. The engine must not
+	 * come in between, as it would wait for whom it has interrupted.
+	 */
+	bpf_preempt_disable();
 	n = bpf_ringbuf_reserve(&news, sizeof(*n), 0);
 	if (!n) {
+		bpf_preempt_enable();
 		count_lost();
 		return;
 	}
@@ -110,6 +119,7 @@ static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 no
 		n->weight_max = READ_ONCE(vm->weight_max);
 	}
 	bpf_ringbuf_submit(n, wakes(wake));
+	bpf_preempt_enable();
 }
 
 /* The same where the guest, or whoever sends it interrupts, says when. */

@@ -45,6 +45,7 @@ use std::io::{stdin, stdout, IsTerminal, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -63,6 +64,8 @@ use kernel::{Kernel, Relay};
 
 /// How long it sleeps at most: news that wakes nobody, and signals, wait for that.
 const NAP: u64 = 100_000_000;
+/// For those whom it keeps from finishing what it waits for.
+const PAUSE: Duration = Duration::from_micros(100);
 /// How often the statistics are shown.
 const SHOW: u64 = 200_000_000;
 
@@ -139,6 +142,7 @@ fn run(options: &Options) -> Result<bool> {
     writeln!(out, "{maps}")?;
     out.flush()?;
     let mut shown = 0;
+    let mut woken = false;
     loop {
         let kernel = engine.backend();
         if kernel.has_ended() {
@@ -146,6 +150,10 @@ fn run(options: &Options) -> Result<bool> {
         }
         let arrivals = kernel.arrivals();
         let news = kernel.news()?;
+        if woken && arrivals.is_empty() && news.is_empty() {
+            // Somebody has begun to tell something and not finished: who has this CPU next, perhaps.
+            thread::sleep(PAUSE);
+        }
         let at = now()?;
         engine.pass(at, arrivals, &news);
         if at > shown + SHOW {
@@ -162,10 +170,11 @@ fn run(options: &Options) -> Result<bool> {
             PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
         ];
         let timeout = TimeSpec::from_duration(Duration::from_nanos(next.min(NAP)));
-        match ppoll(&mut fds, Some(timeout), None) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        woken = match ppoll(&mut fds, Some(timeout), None) {
+            Ok(ready) => ready > 0,
+            Err(nix::errno::Errno::EINTR) => false,
             Err(error) => return Err(error).context("cannot wait for news"),
-        }
+        };
         // Nobody writes there; it ends with the process that holds the other end.
         if fds[1].any().unwrap_or(true) {
             break;

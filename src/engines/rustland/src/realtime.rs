@@ -17,16 +17,16 @@ pub fn lock_memory() -> nix::Result<()> {
 }
 
 /// Gives the calling thread the lowest real-time priority: what schedules others must not wait for
-/// them, and the host's own real-time tasks come before it.
+/// them, and the host's own real-time tasks come before it. Threads that it starts have the same: the
+/// kernel lets go of the scheduler when the last thread of a killed process has ended, and one that it
+/// would have to schedule could not.
 ///
 /// # Errors
 /// When the kernel refuses it, for instance for a cgroup without real-time bandwidth.
 pub fn enter() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a value that outlives the call, and the kernel only reads it.
-    let result = unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters)
-    };
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
     if result == 0 {
         Ok(())
     } else {

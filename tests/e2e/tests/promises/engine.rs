@@ -183,7 +183,7 @@ fn the_engine_ends_with_the_process_that_started_it() -> Result<()> {
 
 /// A VMM may take its memory back at any time. It does not survive that itself.
 #[test]
-fn a_vmm_that_truncates_its_memory_harms_nobody_else() -> Result<()> {
+fn a_vmm_that_takes_its_memory_back_harms_nobody_else() -> Result<()> {
     promise(|| {
         let mut chain = Chain::start(options())?;
         let hogs = Hog::start(4)?;
@@ -193,7 +193,7 @@ fn a_vmm_that_truncates_its_memory_harms_nobody_else() -> Result<()> {
             Ok((sum(&stats, "boosts_task") > 0).then_some(()))
         })?;
         let engine = engine()?;
-        GuestPages::find(chain.vm.guest.pid())?.truncate()?;
+        GuestPages::find(chain.vm.guest.pid())?.take_away()?;
         eventually("its VM is gone", margins::AT_ONCE, || {
             chain.vm.guest.kill();
             Ok((chain.scheduler()?.stats()?["nr_vcpus"] == 0).then_some(()))
