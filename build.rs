@@ -33,6 +33,8 @@ fn build_bpf() {
         ("bpf/hints.bpf.c", "hints", None),
         ("bpf/measure.bpf.c", "measure", None),
         ("bpf/trace.bpf.c", "trace", None),
+        ("bpf/relay.bpf.c", "relay", None),
+        ("bpf/relay_kvm.bpf.c", "relay_kvm", None),
     ] {
         let built = scx_cargo::BpfBuilder::new().and_then(|mut builder| {
             builder

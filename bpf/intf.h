@@ -168,6 +168,8 @@ struct pv_task {
 	u64 would_irq;		/* and for interrupts */
 	u32 would_be;		/* enum pv_boost that it would have now */
 	s32 tid;		/* for events: of a vCPU, 0 before it is one */
+
+	u64 woke_engine_at;	/* ns; relay.bpf.h: an engine in user space was woken for it */
 };
 
 /*
@@ -292,6 +294,84 @@ enum pv_waited_for {
 struct pv_waits {
 	u64 buckets[PV_WAITED_COUNT][PV_FINE_BUCKETS];
 	u64 longest[PV_WAITED_COUNT];	/* us */
+};
+
+/*
+ * News for an engine in user space, from relay.bpf.h. Words of a guest come as values: nothing
+ * that a guest can write is mapped there.
+ */
+enum pv_news {
+	PV_NEWS_SWITCH	= 1,	/* struct pv_news_switch */
+	PV_NEWS_VCPU	= 2,	/* struct pv_news_vcpu */
+};
+
+/* How the turn of a task ends; pv_news_switch.end. */
+enum pv_news_end {
+	PV_END_RUNNABLE	= 0,	/* it would go on */
+	PV_END_SLEEPS	= 1,
+	PV_END_DEAD	= 2,
+};
+
+/* A CPU has gone over from one task to another. */
+struct pv_news_switch {
+	u64 at;			/* ns of CLOCK_MONOTONIC */
+	u32 what;		/* PV_NEWS_SWITCH */
+	s32 cpu;
+	s32 prev;		/* thread ids; 0 where it is none that is scheduled in user space */
+	s32 next;
+	u64 prev_exec;		/* ns of CPU that each has had so far */
+	u64 next_exec;
+	u32 end;		/* enum pv_news_end, of prev */
+	u32 idle;		/* the CPU goes idle */
+};
+
+/* What is known of a vCPU has changed. */
+struct pv_news_vcpu {
+	u64 at;
+	u32 what;		/* PV_NEWS_VCPU */
+	s32 tid;
+	u32 tgid;
+	u32 vm;			/* number of its VM, 0 while nobody has handed it over */
+	u32 publishes;		/* the next three say something */
+	u32 critical;
+	u64 current_task;	/* of the page */
+	u64 pending_task;
+	u64 hint_at;		/* ns; since when an interrupt waits, 0 none does */
+	u32 hint_rank;		/* what that is worth */
+	u32 role;		/* of the page */
+	s32 home;		/* the CPU that its group leaves it, -1 any */
+	u32 observe;		/* as in struct pv_vm, as the rest */
+	u64 task_budget_ns;
+	u64 irq_budget_ns;
+	u32 rank_max;
+	u32 weight_min;
+	u32 weight_max;
+	u32 hint;		/* to be decided upon; else it goes with other news */
+};
+
+/* What an engine in user space wants done: the argument of the program `order`. */
+enum pv_kick {
+	PV_KICK_NONE	= 0,
+	PV_KICK_LOOK	= 1,	/* the CPU looks for what to run, if it has nothing */
+	PV_KICK_PREEMPT	= 2,	/* it ends the turn that it gives */
+};
+
+struct pv_order {
+	s32 tid;		/* a vCPU that is told something, 0 none */
+	s32 cpu;		/* that is kicked */
+	u32 kick;		/* enum pv_kick */
+	u32 boost;		/* enum pv_boost in force for the vCPU */
+	u64 applied;		/* for its page */
+};
+
+/* What an engine in user space counts, for the statistics. */
+struct pv_engine_stats {
+	u64 enqueued_fair;
+	u64 enqueued_boost;
+	u64 preempted;
+	u64 bounced;		/* dispatched to a CPU that the affinity no longer allowed */
+	u64 congested;		/* tasks that were not asked about, as there were too many at once */
+	u64 lost;		/* news for which there was no room */
 };
 
 #endif /* PVSCHED_INTF_H */

@@ -46,7 +46,8 @@ newest_clang() {
 	return 1
 }
 
-# prerequisites: what the build and the lab use, and BPF_CLANG for the build; libelf and zlib are libbpf's.
+# prerequisites: what the build and the lab use, and BPF_CLANG for the build; libelf and zlib are libbpf's,
+# libseccomp is scx_rustland_core's.
 prerequisites() {
 	if ! command -v cargo >/dev/null; then
 		echo "${0##*/}: cargo is missing; install Rust (https://rustup.rs)" >&2
@@ -57,5 +58,5 @@ prerequisites() {
 	case $BPF_CLANG in
 	clang-*) need "$BPF_CLANG" "libclang-${BPF_CLANG#clang-}-dev" || return ;;
 	esac
-	need build-essential pkg-config libelf-dev zlib1g-dev
+	need build-essential pkg-config libelf-dev zlib1g-dev libseccomp-dev
 }

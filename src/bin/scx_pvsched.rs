@@ -16,14 +16,18 @@ use log::{debug, info, warn};
 use nix::sys::signal::{SigSet, Signal};
 use scx_pvsched::scheduler::config::ConfigFile;
 use scx_pvsched::scheduler::instance::{Asked, Instance};
-use scx_pvsched::scheduler::options::Options;
+use scx_pvsched::scheduler::options::{Engine, Options};
 use scx_pvsched::scheduler::preflight::Host;
+use scx_pvsched::scheduler::user_space::UserSpace;
 use scx_pvsched::scheduler::{measure, monitor, stats, trace};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if let Err(error) = options.check() {
+        error.exit();
+    }
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -140,11 +144,18 @@ fn run(options: &Options) -> Result<()> {
     let mut config = ConfigFile::open(options)?;
     loop {
         Host::this()?.check()?;
-        let mut object = MaybeUninit::uninit();
-        let exit =
-            Instance::start(options, config.config(), &mut object)?.run(&asked, &mut config)?;
+        let restart = match options.engine {
+            Engine::Bpf => {
+                let mut object = MaybeUninit::uninit();
+                let instance = Instance::start(options, config.config(), &mut object)?;
+                instance.run(&asked, &mut config)?.should_restart()
+            }
+            Engine::Rustland => {
+                UserSpace::start(options, config.config())?.run(options, &asked, &mut config)?
+            }
+        };
         // sched_ext asks for this when CPUs came or went, for example.
-        if asked.stop.load(Ordering::Relaxed) || !exit.should_restart() {
+        if asked.stop.load(Ordering::Relaxed) || !restart {
             return Ok(());
         }
         kept().clear();

@@ -3,8 +3,8 @@
 //!
 //! A policy implements [`Policy`]. It is told what happens to tasks, with all that is known about
 //! them and the time, and answers with values. It starts no thread, reads no clock and touches no
-//! CPU: an *engine* does what it decides. The engine so far is the simulator
-//! ([`crate::simulator`]), in virtual time.
+//! CPU: an *engine* does what it decides. One is the simulator ([`crate::simulator`]), in virtual time;
+//! another runs on a host (`src/engines/rustland`).
 //!
 //! An engine has one [`Queue`], ordered by what the policy says. A CPU that has nothing to run takes
 //! the first task in it that may run there. So the order is the heart of a policy, and a CPU is

@@ -49,6 +49,28 @@ pub mod trace_skel {
     include!(concat!(env!("OUT_DIR"), "/trace_skel.rs"));
 }
 
+/// Skeleton of `bpf/relay.bpf.c`.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs
+)]
+pub mod relay_skel {
+    include!(concat!(env!("OUT_DIR"), "/relay_skel.rs"));
+}
+
+/// Skeleton of `bpf/relay_kvm.bpf.c`.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::undocumented_unsafe_blocks,
+    missing_docs
+)]
+pub mod relay_kvm_skel {
+    include!(concat!(env!("OUT_DIR"), "/relay_kvm_skel.rs"));
+}
+
 /// Types of `bpf/intf.h`.
 #[allow(
     non_camel_case_types,
@@ -119,3 +141,11 @@ unsafe impl MapValue for intf::pv_waits {}
 unsafe impl MapValue for intf::pv_wanting {}
 // SAFETY: as above.
 unsafe impl MapValue for intf::pv_record {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_news_switch {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_news_vcpu {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_order {}
+// SAFETY: as above.
+unsafe impl MapValue for intf::pv_engine_stats {}

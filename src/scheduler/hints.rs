@@ -11,10 +11,13 @@ use std::rc::Rc;
 
 use anyhow::{ensure, Context, Result};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{OpenObject, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{MapHandle, OpenObject, RingBuffer, RingBufferBuilder};
 
 use super::bpf::hints_skel::{HintsSkel, HintsSkelBuilder};
 use super::bpf::main_skel::MainSkel;
+use super::bpf::relay_kvm_skel::{RelayKvmSkel, RelayKvmSkelBuilder};
+use super::options::Options;
+use super::user_space::MapIds;
 
 /// Functions of KVM that carry a hint; each is a program of `bpf/hints.bpf.c`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +48,16 @@ impl Sources {
         }
     }
 
+    /// Those of this kernel.
+    fn find() -> Result<Self> {
+        let sources = Self::pick(&kvm_functions()?);
+        ensure!(
+            sources.timer || sources.irq || sources.kick.is_some() || sources.wake,
+            "this kernel's KVM has none of the functions that carry hints"
+        );
+        Ok(sources)
+    }
+
     fn describe(&self) -> String {
         let mut live = Vec::new();
         for (on, name) in [
@@ -60,6 +73,21 @@ impl Sources {
         }
         live.join(", ")
     }
+}
+
+/// Chooses among the programs of an opened skeleton.
+macro_rules! choose {
+    ($sources:expr, $progs:expr) => {
+        $progs.on_timer.set_autoload($sources.timer);
+        $progs.on_irq.set_autoload($sources.irq);
+        $progs.on_wake.set_autoload($sources.wake);
+        $progs
+            .on_kick
+            .set_autoload($sources.kick == Some("kvm_vcpu_kick"));
+        $progs
+            .on_kick_inner
+            .set_autoload($sources.kick == Some("__kvm_vcpu_kick"));
+    };
 }
 
 /// The attached programs; dropping it detaches them.
@@ -121,25 +149,13 @@ impl<'obj> Hints<'obj> {
     /// When KVM lacks even the functions without which no hint is possible, or the kernel refuses
     /// a program.
     pub fn attach(main: &MainSkel, object: &'obj mut MaybeUninit<OpenObject>) -> Result<Self> {
-        let sources = Sources::pick(&kvm_functions()?);
-        ensure!(
-            sources.timer || sources.irq || sources.kick.is_some() || sources.wake,
-            "this kernel's KVM has none of the functions that carry hints"
-        );
+        let sources = Sources::find()?;
 
         let mut open = HintsSkelBuilder::default()
             .open(object)
             .context("cannot open the KVM programs")?;
-        open.progs.on_timer.set_autoload(sources.timer);
-        open.progs.on_irq.set_autoload(sources.irq);
-        open.progs.on_wake.set_autoload(sources.wake);
+        choose!(sources, open.progs);
         open.progs.on_sched_out.set_autoload(sources.sched_out);
-        open.progs
-            .on_kick
-            .set_autoload(sources.kick == Some("kvm_vcpu_kick"));
-        open.progs
-            .on_kick_inner
-            .set_autoload(sources.kick == Some("__kvm_vcpu_kick"));
 
         // Without this the kernel's SCX_ constants are all zero in there, and kicks preempt nobody.
         scx_utils::import_enums!(open);
@@ -196,6 +212,64 @@ impl<'obj> Hints<'obj> {
     pub fn newcomers(&self) -> Result<Vec<u32>> {
         self.news.consume()?;
         Ok(self.newcomers.take())
+    }
+
+    /// The sources of hints that are live, for a person.
+    #[must_use]
+    pub fn live(&self) -> &str {
+        &self.live
+    }
+}
+
+/// The programs of `bpf/relay_kvm.bpf.c`, for an engine in user space; dropping it detaches them.
+pub struct Relayed<'obj> {
+    _skel: RelayKvmSkel<'obj>,
+    live: String,
+}
+
+impl<'obj> Relayed<'obj> {
+    /// Loads the programs with the maps of the running engine, and attaches them.
+    ///
+    /// # Errors
+    /// As [`Hints::attach`].
+    pub fn attach(
+        options: &Options,
+        maps: &MapIds,
+        object: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<Self> {
+        let mut sources = Sources::find()?;
+        sources.sched_out = false;
+        let mut open = RelayKvmSkelBuilder::default()
+            .open(object)
+            .context("cannot open the KVM programs")?;
+        choose!(sources, open.progs);
+        scx_utils::import_enums!(open);
+        let to = open
+            .maps
+            .rodata_data
+            .as_mut()
+            .context("the KVM programs have no tunables")?;
+        to.slice_ns = options.slice_us * 1000;
+        to.irq_boost_ns = options.irq_boost_us * 1000;
+        to.nr_cpu_ids = u32::try_from(*scx_utils::NR_CPU_IDS)?;
+        let handle = MapHandle::from_map_id;
+        open.maps.tasks.reuse_fd(handle(maps.tasks)?.as_fd())?;
+        open.maps.pages.reuse_fd(handle(maps.pages)?.as_fd())?;
+        open.maps.homes.reuse_fd(handle(maps.homes)?.as_fd())?;
+        open.maps.dues.reuse_fd(handle(maps.dues)?.as_fd())?;
+        open.maps.vms.reuse_fd(handle(maps.vms)?.as_fd())?;
+        open.maps.cpus.reuse_fd(handle(maps.cpus)?.as_fd())?;
+        open.maps.llcs.reuse_fd(handle(maps.llcs)?.as_fd())?;
+        open.maps.stats.reuse_fd(handle(maps.stats)?.as_fd())?;
+        open.maps.news.reuse_fd(handle(maps.news)?.as_fd())?;
+        let engine_stats = handle(maps.engine_stats)?;
+        open.maps.engine_stats.reuse_fd(engine_stats.as_fd())?;
+        let mut skel = open.load().context("the kernel refused the KVM programs")?;
+        skel.attach().context("cannot attach to KVM")?;
+        Ok(Self {
+            _skel: skel,
+            live: sources.describe(),
+        })
     }
 
     /// The sources of hints that are live, for a person.

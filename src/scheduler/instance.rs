@@ -28,16 +28,16 @@ use super::monitor::write_report;
 use super::options::Options;
 use super::partial::Roster;
 use super::placement::{self, Homes};
-use super::registry::{Maps, Vms};
-use super::stats::{self, Metrics, VcpuMetrics, VmMetrics};
+use super::registry::{collect, Maps, Vms};
+use super::stats::{self, Metrics};
 use crate::handoff::server::{self, Server};
 
 /// Longest time for which the main loop waits for a VMM before it looks at all else.
-const TURN: Duration = Duration::from_millis(200);
+pub(super) const TURN: Duration = Duration::from_millis(200);
 /// How often a failed or missing KVM is tried again.
-const HINTS_RETRY: Duration = Duration::from_secs(1);
+pub(super) const HINTS_RETRY: Duration = Duration::from_secs(1);
 
-const CANNOT_GRANT: &str = "cannot tell the BPF programs what VMs may have";
+pub(super) const CANNOT_GRANT: &str = "cannot tell the BPF programs what VMs may have";
 
 /// What signals ask for.
 #[derive(Clone, Debug, Default)]
@@ -343,38 +343,7 @@ impl<'obj> Instance<'obj> {
             handed_back: self.roster.as_ref().map_or(0, Roster::handed_back),
             ..Default::default()
         };
-        let key = 0u32.to_ne_bytes();
-        let per_cpu = self
-            .skel
-            .maps
-            .stats
-            .lookup_percpu(&key, MapFlags::ANY)?
-            .context("the statistics map is empty")?;
-        for cpu in per_cpu {
-            metrics.add_cpu(&intf::pv_stats::from_bytes(&cpu)?);
-        }
-        for (id, vm) in self.vms.iter() {
-            let mut entry = VmMetrics {
-                name: vm.name.clone(),
-                protocol: vm.protocol.clone(),
-                class: vm.allowed.class_text(),
-                nice: vm.allowed.nice_text(),
-                task_budget_us: vm.allowed.task_budget_us(),
-                irq_budget_us: vm.allowed.irq_budget_us(),
-                vcpus: BTreeMap::new(),
-            };
-            for (apic_id, vcpu) in &vm.vcpus {
-                if let Some(task) = self.vms.state_of(vcpu)? {
-                    let home = self.homes.of(id, *apic_id);
-                    entry
-                        .vcpus
-                        .insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task, home));
-                }
-            }
-            metrics.nr_vcpus += entry.vcpus.len() as u64;
-            metrics.nr_vms += 1;
-            metrics.vms.insert(id, entry);
-        }
+        collect(&mut metrics, &self.vms, &self.homes, &self.skel.maps.stats)?;
         Ok(metrics)
     }
 }

@@ -7,6 +7,7 @@
 //! - [`preflight`]: what must be true of the host, with an error that says what to do
 //! - [`bpf`]: the generated skeletons and the map values
 //! - [`instance`]: one loaded scheduler, from load to exit
+//! - [`user_space`]: the same for an engine that decides in user space, in a process of its own
 //! - [`hints`]: the KVM half, which comes and goes with the kvm module
 //! - [`groups`]: what weights of cgroups need of this process
 //! - [`registry`]: the VMs that were handed over
@@ -33,3 +34,4 @@ pub mod preflight;
 pub mod registry;
 pub mod stats;
 pub mod trace;
+pub mod user_space;

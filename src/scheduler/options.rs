@@ -6,11 +6,14 @@
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
 use scx_utils::libbpf_clap_opts::LibbpfOpts;
 
 use super::config::Groups;
 use crate::handoff;
+use crate::policy::POLICIES;
 
 /// What `--task-budget-us` may be.
 pub const TASK_BUDGET_US: RangeInclusive<u64> = 0..=10_000_000;
@@ -69,6 +72,15 @@ pub struct Options {
     #[arg(long)]
     pub partial: bool,
 
+    /// What decides: BPF programs, or a policy in user space, for which scx_pvsched_rustland has to be
+    /// installed beside this program
+    #[arg(long, value_enum, default_value_t = Engine::Bpf)]
+    pub engine: Engine,
+
+    /// The policy, where a user-space engine decides [default: latency]
+    #[arg(long, value_name = "NAME", value_parser = policy_names())]
+    pub policy: Option<String>,
+
     /// Handoff socket for VMMs
     #[arg(long, value_name = "PATH", default_value = handoff::DEFAULT_SOCKET)]
     pub socket: PathBuf,
@@ -111,6 +123,61 @@ pub struct Options {
     pub libbpf: LibbpfOpts,
 }
 
+/// What decides who runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// BPF programs, in the kernel
+    Bpf,
+    /// A policy in Rust, on scx_rustland_core
+    Rustland,
+}
+
+fn policy_names() -> PossibleValuesParser {
+    POLICIES.iter().map(|(name, _)| *name).into()
+}
+
+impl Options {
+    /// The policy of a user-space engine.
+    #[must_use]
+    pub fn policy(&self) -> &str {
+        self.policy.as_deref().unwrap_or(POLICIES[0].0)
+    }
+
+    /// Refuses what does not go together.
+    ///
+    /// # Errors
+    /// Says what.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        let conflict = |text: &str| Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        match self.engine {
+            Engine::Bpf if self.policy.is_some() => {
+                conflict("--policy is for a user-space engine; add --engine rustland")
+            }
+            Engine::Rustland if self.partial => {
+                conflict("--partial is for the BPF engine; --engine rustland schedules all tasks")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tunables that are not the default ones and mean nothing to the policy that was chosen.
+    #[must_use]
+    pub fn unused(&self) -> Vec<&'static str> {
+        let default = Self::parse_from(["scx_pvsched"]);
+        if self.engine == Engine::Bpf || self.policy() == "latency" {
+            return Vec::new();
+        }
+        let tunables = [
+            ("--slice-us", self.slice_us != default.slice_us),
+            ("--slice-min-us", self.slice_min_us != default.slice_min_us),
+            ("--irq-boost-us", self.irq_boost_us != default.irq_boost_us),
+            ("--guard-us", self.guard_us != default.guard_us),
+        ];
+        let unused = tunables.into_iter().filter(|(_, changed)| *changed);
+        unused.map(|(name, _)| name).collect()
+    }
+}
+
 fn parse_interval(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
@@ -120,13 +187,26 @@ fn parse_interval(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn what_an_engine_does_not_have_is_refused_or_named() {
+        let options = |text: &str| Options::parse_from(text.split(' '));
+        let refused = |text: &str| options(text).check().unwrap_err().to_string();
+        assert!(refused("scx_pvsched --policy round-robin").contains("--engine rustland"));
+        assert!(refused("scx_pvsched --engine rustland --partial").contains("--partial"));
+        let rustland = options("scx_pvsched --engine rustland --guard-us 5000");
+        assert!(rustland.check().is_ok() && rustland.unused().is_empty());
+        assert_eq!(rustland.policy(), "latency");
+        let other = options("scx_pvsched --engine rustland --policy round-robin --guard-us 5000");
+        assert_eq!(other.unused(), ["--guard-us"]);
+        let unknown = Options::try_parse_from(["scx_pvsched", "--policy", "fifo"]);
+        assert!(unknown.unwrap_err().to_string().contains("latency"));
     }
 
     #[test]

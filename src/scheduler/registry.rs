@@ -7,12 +7,14 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use log::{info, warn};
 
 use super::bpf::{intf, MapValue};
 use super::config::{Allowed, Config};
+use super::placement::Homes;
+use super::stats::{Metrics, VcpuMetrics, VmMetrics};
 use crate::handoff::server::{MappedPage, Registry, RegistryError, VcpuInfo, VmId, VmInfo};
 use crate::handoff::ProtocolName;
 
@@ -176,6 +178,48 @@ pub(super) fn lookup_task(tasks: &MapHandle, pidfd: i32) -> Result<Option<intf::
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What the BPF programs count on each CPU, and what they keep of each vCPU.
+///
+/// # Errors
+/// When a map cannot be read.
+pub(super) fn collect(
+    metrics: &mut Metrics,
+    vms: &Vms,
+    homes: &Homes,
+    stats: &dyn MapCore,
+) -> Result<()> {
+    let key = 0u32.to_ne_bytes();
+    let per_cpu = stats
+        .lookup_percpu(&key, MapFlags::ANY)?
+        .context("the statistics map is empty")?;
+    for cpu in per_cpu {
+        metrics.add_cpu(&intf::pv_stats::from_bytes(&cpu)?);
+    }
+    for (id, vm) in vms.iter() {
+        let mut entry = VmMetrics {
+            name: vm.name.clone(),
+            protocol: vm.protocol.clone(),
+            class: vm.allowed.class_text(),
+            nice: vm.allowed.nice_text(),
+            task_budget_us: vm.allowed.task_budget_us(),
+            irq_budget_us: vm.allowed.irq_budget_us(),
+            vcpus: BTreeMap::new(),
+        };
+        for (apic_id, vcpu) in &vm.vcpus {
+            if let Some(task) = vms.state_of(vcpu)? {
+                let home = homes.of(id, *apic_id);
+                entry
+                    .vcpus
+                    .insert(*apic_id, VcpuMetrics::new(vcpu.tid, &task, home));
+            }
+        }
+        metrics.nr_vcpus += entry.vcpus.len() as u64;
+        metrics.nr_vms += 1;
+        metrics.vms.insert(id, entry);
+    }
+    Ok(())
 }
 
 /// Task storage says that the thread behind a pidfd has exited.

@@ -158,6 +158,14 @@ pub struct Metrics {
     pub nr_switched: u64,
     #[stat(desc = "--partial: vCPU threads left to the kernel's scheduler again, as they starved")]
     pub handed_back: u64,
+    #[stat(desc = "--engine rustland: tasks whose affinity changed after it had given them a CPU")]
+    pub bounced: u64,
+    #[stat(
+        desc = "--engine rustland: tasks it was not asked about, as there were too many at once"
+    )]
+    pub congested: u64,
+    #[stat(desc = "--engine rustland: news for which there was no room")]
+    pub lost: u64,
     #[stat(desc = "times that a guest's work changed a vCPU's weight")]
     pub reweighed: u64,
     #[stat(
@@ -243,6 +251,16 @@ impl Metrics {
                 *sum += part;
             }
         }
+    }
+
+    /// Adds what an engine in user space counts.
+    pub fn add_engine(&mut self, engine: &intf::pv_engine_stats) {
+        self.enqueued_fair += engine.enqueued_fair;
+        self.enqueued_boost += engine.enqueued_boost;
+        self.preempted += engine.preempted;
+        self.bounced += engine.bounced;
+        self.congested += engine.congested;
+        self.lost += engine.lost;
     }
 }
 

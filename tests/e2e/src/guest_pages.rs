@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
+use nix::fcntl::{fallocate, FallocateFlags};
 use scx_pvsched::abi;
 
 const CHUNK: usize = 1 << 20;
@@ -54,6 +55,13 @@ impl GuestPages {
             self.memory.write_all_at(&value.to_le_bytes(), at)?;
         }
         Ok(())
+    }
+
+    /// Takes all memory from the guest, as its VMM could. QEMU has sealed its size.
+    pub fn take_away(&self) -> Result<()> {
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let length = i64::try_from(self.memory.metadata()?.len())?;
+        Ok(fallocate(&self.memory, hole, 0, length)?)
     }
 
     fn at(&self, page: usize, word: usize) -> Result<u64> {

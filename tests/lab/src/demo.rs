@@ -48,6 +48,8 @@ pub enum Cell {
     Kernel,
     /// scx_pvsched with the same host tasks.
     Pvsched,
+    /// The same with a policy in user space.
+    UserSpace,
 }
 
 impl Cell {
@@ -56,6 +58,7 @@ impl Cell {
             Self::Floor => "floor",
             Self::Kernel => "kernel",
             Self::Pvsched => "pvsched",
+            Self::UserSpace => "rustland",
         }
     }
 
@@ -64,7 +67,13 @@ impl Cell {
             Self::Floor => "no host load",
             Self::Kernel => "kernel's scheduler",
             Self::Pvsched => "scx_pvsched",
+            Self::UserSpace => "policy in user space",
         }
+    }
+
+    /// Whether it is scx_pvsched that schedules.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Pvsched | Self::UserSpace)
     }
 }
 
@@ -72,11 +81,11 @@ impl FromStr for Cell {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let cells = [Self::Floor, Self::Kernel, Self::Pvsched];
+        let cells = [Self::Floor, Self::Kernel, Self::Pvsched, Self::UserSpace];
         cells
             .into_iter()
             .find(|cell| cell.name() == name)
-            .context("a cell is floor, kernel or pvsched")
+            .context("a cell is floor, kernel, pvsched or rustland")
     }
 }
 
@@ -224,7 +233,7 @@ impl<'a> Demo<'a> {
         }
         eprintln!("demo: the guest stopped: {error:#}");
         self.stops.push(cell);
-        if cell == Cell::Pvsched {
+        if cell.is_ours() {
             self.chain.scheduler()?.check()?;
             self.chain.stop_scheduler()?;
         }
@@ -269,8 +278,11 @@ impl<'a> Demo<'a> {
     }
 
     fn measure(&mut self, cell: Cell, phase: Duration) -> Result<Measurement> {
-        if cell == Cell::Pvsched {
-            let arguments: Vec<_> = self.options.scheduler_args.split_whitespace().collect();
+        if cell.is_ours() {
+            let mut arguments: Vec<_> = self.options.scheduler_args.split_whitespace().collect();
+            if cell == Cell::UserSpace {
+                arguments.extend(["--engine", "rustland"]);
+            }
             self.chain.start_scheduler(&arguments)?;
         } else {
             ensure!(
@@ -297,7 +309,7 @@ impl<'a> Demo<'a> {
         let stats_after = self.stats(cell)?;
         drop(hog);
 
-        if cell == Cell::Pvsched {
+        if cell.is_ours() {
             // A scheduler that was ejected would have left its numbers to the kernel's.
             self.chain.scheduler()?.check()?;
             self.chain.stop_scheduler()?;
@@ -312,7 +324,7 @@ impl<'a> Demo<'a> {
     }
 
     fn stats(&mut self, cell: Cell) -> Result<Option<Value>> {
-        (cell == Cell::Pvsched)
+        cell.is_ours()
             .then(|| self.chain.scheduler()?.stats())
             .transpose()
     }

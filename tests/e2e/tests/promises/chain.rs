@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use nix::sys::signal::Signal;
 use pvsched_e2e::{eventually, margins, promise};
-use pvsched_lab::chain::Chain;
+use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::daemon::Daemon;
 use pvsched_lab::hog::Hog;
 use pvsched_lab::kernels::Kernel;
@@ -16,18 +16,19 @@ use crate::vm::{chain_with, endless_fifo, nothing_pinned, pinned_pages, vcpus};
 
 #[test]
 fn a_guest_publishes_and_the_scheduler_acts() -> Result<()> {
-    promise(|| publishes_and_is_served(Kernel::Newest))
+    promise(|| publishes_and_is_served(chain_with(Kernel::Newest)))
 }
 
 /// That kernel has no sched_ext: a guest does not need it.
 #[test]
 fn a_guest_with_an_older_kernel_publishes_too() -> Result<()> {
-    promise(|| publishes_and_is_served(Kernel::V6_12))
+    promise(|| publishes_and_is_served(chain_with(Kernel::V6_12)))
 }
 
-fn publishes_and_is_served(kernel: Kernel) -> Result<()> {
+/// Whatever the scheduler's options.
+pub fn publishes_and_is_served(options: ChainOptions) -> Result<()> {
     nothing_pinned()?;
-    let mut chain = Chain::start(chain_with(kernel))?;
+    let mut chain = Chain::start(options)?;
 
     let stats = chain.scheduler()?.stats()?;
     ensure!(stats["nr_vms"] == 1 && stats["nr_vcpus"] == 2, "{stats}");

@@ -59,46 +59,54 @@ fn class(stats: &Value) -> &Value {
 
 #[test]
 fn a_vm_that_is_granted_no_class_gets_boosts_once_it_is_without_a_restart() -> Result<()> {
-    promise(|| {
-        let file = File::new("[[vm]]\nname = 'gu*'\nclass = 'normal'\n")?;
-        let mut chain = Chain::start(ChainOptions {
-            scheduler: file.options().into(),
-            ..ChainOptions::default()
-        })?;
-        let pid = chain.scheduler()?.pid();
-        // Others must want the CPUs, or there is nothing to be ahead of.
-        let hogs = Hog::start(4)?;
-        let fifo = endless_fifo(&chain.vm.guest, 1, 77, 120)?;
-        let vcpu = |stats: &Value| stats["vms"]["1"]["vcpus"]["1"].clone();
-        eventually("the priority arrives", margins::COMMAND, || {
-            let vcpu = vcpu(&chain.scheduler()?.stats()?);
-            Ok((vcpu["published"] == "rt 77").then_some(()))
-        })?;
-        // A vCPU that may be boosted is within 0.1 s where others want its CPU.
-        thread::sleep(Duration::from_secs(3));
-        let stats = chain.scheduler()?.stats()?;
-        ensure!(class(&stats) == "normal", "{stats}");
-        let capped = vcpu(&stats);
-        ensure!(
-            capped["published"] == "rt 77" && capped["boosts_task"] == 0,
-            "{capped}"
-        );
+    promise(|| granted_class_counts(&[]))
+}
 
-        file.write("[[vm]]\nname = 'gu*'\nclass = 'rt'\nrt_prio_max = 50\nnice = [-3, 3]\n")?;
-        reload(chain.scheduler()?)?;
-        let mut last = stats;
-        eventually("boosts are granted", margins::AT_ONCE, || {
-            last = chain.scheduler()?.stats()?;
-            Ok((vcpu(&last)["boosts_task"].as_u64() > Some(0)).then_some(()))
-        })
-        .with_context(|| format!("statistics: {last}"))?;
-        let vm = &last["vms"]["1"];
-        ensure!(vm["class"] == "rt 50" && vm["nice"] == "-3..3", "{vm}");
-        ensure!(chain.scheduler()?.pid() == pid);
-        fifo.kill()?;
-        drop(hogs);
-        chain.stop_scheduler()
+/// With more options of the scheduler.
+pub fn granted_class_counts(more: &[&str]) -> Result<()> {
+    let file = File::new("[[vm]]\nname = 'gu*'\nclass = 'normal'\n")?;
+    let mut chain = Chain::start(ChainOptions {
+        scheduler: more
+            .iter()
+            .copied()
+            .map(Into::into)
+            .chain(file.options())
+            .collect(),
+        ..ChainOptions::default()
+    })?;
+    let pid = chain.scheduler()?.pid();
+    // Others must want the CPUs, or there is nothing to be ahead of.
+    let hogs = Hog::start(4)?;
+    let fifo = endless_fifo(&chain.vm.guest, 1, 77, 120)?;
+    let vcpu = |stats: &Value| stats["vms"]["1"]["vcpus"]["1"].clone();
+    eventually("the priority arrives", margins::COMMAND, || {
+        let vcpu = vcpu(&chain.scheduler()?.stats()?);
+        Ok((vcpu["published"] == "rt 77").then_some(()))
+    })?;
+    // A vCPU that may be boosted is within 0.1 s where others want its CPU.
+    thread::sleep(Duration::from_secs(3));
+    let stats = chain.scheduler()?.stats()?;
+    ensure!(class(&stats) == "normal", "{stats}");
+    let capped = vcpu(&stats);
+    ensure!(
+        capped["published"] == "rt 77" && capped["boosts_task"] == 0,
+        "{capped}"
+    );
+
+    file.write("[[vm]]\nname = 'gu*'\nclass = 'rt'\nrt_prio_max = 50\nnice = [-3, 3]\n")?;
+    reload(chain.scheduler()?)?;
+    let mut last = stats;
+    eventually("boosts are granted", margins::AT_ONCE, || {
+        last = chain.scheduler()?.stats()?;
+        Ok((vcpu(&last)["boosts_task"].as_u64() > Some(0)).then_some(()))
     })
+    .with_context(|| format!("statistics: {last}"))?;
+    let vm = &last["vms"]["1"];
+    ensure!(vm["class"] == "rt 50" && vm["nice"] == "-3..3", "{vm}");
+    ensure!(chain.scheduler()?.pid() == pid);
+    fifo.kill()?;
+    drop(hogs);
+    chain.stop_scheduler()
 }
 
 #[test]

@@ -79,28 +79,31 @@ fn tasks_pinned_to_a_cpu_share_it_with_all_others() -> Result<()> {
 
 #[test]
 fn nice_values_weigh_as_they_do_under_the_kernels_scheduler() -> Result<()> {
-    promise(|| {
-        let mut scheduler = Scheduler::start::<&str>(&[])?;
-        let (normal, nice) = (busy("1", "0")?, busy("1", "5")?);
-        // The test itself must not weigh in.
-        let mut cpu0 = CpuSet::new();
-        cpu0.set(0)?;
-        sched_setaffinity(Pid::from_raw(0), &cpu0)?;
-        thread::sleep(Duration::from_secs(1));
-        let times = times(&[&normal, &nice], Duration::from_secs(6));
-        cpu0.set(1)?;
-        sched_setaffinity(Pid::from_raw(0), &cpu0)?;
-        let times = times?;
-        scheduler.check()?;
-        let ratio = times[0] / times[1];
-        println!("nice 0 to nice 5: {ratio:.2}");
-        let (least, most) = margins::NICE_5_RATIO;
-        ensure!(
-            (least..=most).contains(&ratio),
-            "{ratio:.2} of {times:.2?} s, not about 3"
-        );
-        scheduler.stop()
-    })
+    promise(|| nice_values_weigh(&[]))
+}
+
+/// Whatever the scheduler's options.
+pub fn nice_values_weigh(options: &[&str]) -> Result<()> {
+    let mut scheduler = Scheduler::start(options)?;
+    let (normal, nice) = (busy("1", "0")?, busy("1", "5")?);
+    // The test itself must not weigh in.
+    let mut cpu0 = CpuSet::new();
+    cpu0.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu0)?;
+    thread::sleep(Duration::from_secs(1));
+    let times = times(&[&normal, &nice], Duration::from_secs(6));
+    cpu0.set(1)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu0)?;
+    let times = times?;
+    scheduler.check()?;
+    let ratio = times[0] / times[1];
+    println!("nice 0 to nice 5: {ratio:.2}");
+    let (least, most) = margins::NICE_5_RATIO;
+    ensure!(
+        (least..=most).contains(&ratio),
+        "{ratio:.2} of {times:.2?} s, not about 3"
+    );
+    scheduler.stop()
 }
 
 /// What goes on on one CPU does not set the pace of those that may not go there.

@@ -10,6 +10,7 @@ mod command_line;
 mod config;
 mod death;
 mod driver;
+mod engine;
 mod exits;
 mod fairness;
 mod handoff;

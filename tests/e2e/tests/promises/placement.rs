@@ -100,49 +100,53 @@ fn vm_with(name: &str, vcpus: u32) -> VmOptions {
     }
 }
 
-mod on_1_2_2 {
+pub mod on_1_2_2 {
     use super::*;
 
     #[test]
     fn vcpus_of_one_group_never_share_a_cpu_and_others_do() -> Result<()> {
-        promise(|| {
-            let mut chain = Chain::start(ChainOptions {
-                vm: vm_with("guest", 3),
-                ..ChainOptions::default()
-            })?;
-            let threads = threads(&chain.vm)?;
-            let _busy = busy(&chain.vm, 3)?;
-            let hogs = Hog::start(5)?;
-            thread::sleep(Duration::from_secs(1));
-            let free = watch(&threads, |cpu| cpu)?;
+        promise(|| a_group_keeps_them_apart(&[]))
+    }
 
-            declare(&chain.vm, "0-2", "--group 7")?;
-            declare(&chain.vm, "1", "--role latency")?;
-            let stats = wait_for_homes(chain.scheduler()?, 3)?;
-            let vcpu = &stats["vms"]["1"]["vcpus"]["1"];
-            ensure!(
-                vcpu["role"] == "latency" && vcpu["group"] == 7 && stats["shared_placements"] == 0,
-                "{stats}"
-            );
-            let apart = watch(&threads, |cpu| cpu)?;
+    /// Whatever the scheduler's options.
+    pub fn a_group_keeps_them_apart(options: &[&str]) -> Result<()> {
+        let mut chain = Chain::start(ChainOptions {
+            vm: vm_with("guest", 3),
+            scheduler: options.iter().copied().map(Into::into).collect(),
+            ..ChainOptions::default()
+        })?;
+        let threads = threads(&chain.vm)?;
+        let _busy = busy(&chain.vm, 3)?;
+        let hogs = Hog::start(5)?;
+        thread::sleep(Duration::from_secs(1));
+        let free = watch(&threads, |cpu| cpu)?;
 
-            declare(&chain.vm, "0-2", "--group 0")?;
-            eventually("they are free again", margins::AT_ONCE, || {
-                let stats = chain.scheduler()?.stats()?;
-                let homeless = vcpus(&stats).iter().all(|vcpu| vcpu["home"] == -1);
-                Ok(homeless.then_some(()))
-            })?;
-            chain.scheduler()?.check()?;
-            drop(hogs);
-            ensure!(free.met > 0, "they do not meet without a group either");
-            ensure!(apart.met == 0, "they met {} times", apart.met);
-            ensure!(
-                apart.places.iter().all(|places| places.len() == 1),
-                "they wandered: {:?}",
-                apart.places
-            );
-            chain.stop_scheduler()
-        })
+        declare(&chain.vm, "0-2", "--group 7")?;
+        declare(&chain.vm, "1", "--role latency")?;
+        let stats = wait_for_homes(chain.scheduler()?, 3)?;
+        let vcpu = &stats["vms"]["1"]["vcpus"]["1"];
+        ensure!(
+            vcpu["role"] == "latency" && vcpu["group"] == 7 && stats["shared_placements"] == 0,
+            "{stats}"
+        );
+        let apart = watch(&threads, |cpu| cpu)?;
+
+        declare(&chain.vm, "0-2", "--group 0")?;
+        eventually("they are free again", margins::AT_ONCE, || {
+            let stats = chain.scheduler()?.stats()?;
+            let homeless = vcpus(&stats).iter().all(|vcpu| vcpu["home"] == -1);
+            Ok(homeless.then_some(()))
+        })?;
+        chain.scheduler()?.check()?;
+        drop(hogs);
+        ensure!(free.met > 0, "they do not meet without a group either");
+        ensure!(apart.met == 0, "they met {} times", apart.met);
+        ensure!(
+            apart.places.iter().all(|places| places.len() == 1),
+            "they wandered: {:?}",
+            apart.places
+        );
+        chain.stop_scheduler()
     }
 
     #[test]

@@ -30,8 +30,8 @@ fn busy(guest: &Guest, by: &str) -> Result<Vec<Job>> {
 
 /// The share of two busy vCPUs beside two busy host tasks, with the guest's tasks started by each
 /// of `by`.
-fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
-    let mut chain = Chain::start(ChainOptions::default())?;
+fn shares<const N: usize>(options: ChainOptions, by: [&str; N]) -> Result<[f64; N]> {
+    let mut chain = Chain::start(options)?;
     let hogs = Hog::start(2)?;
     let mut shares = [0.0; N];
     for (by, result) in by.iter().zip(&mut shares) {
@@ -58,7 +58,8 @@ fn shares<const N: usize>(by: [&str; N]) -> Result<[f64; N]> {
 #[test]
 fn a_guest_of_idle_work_leaves_the_host_to_others_until_it_has_ordinary_work() -> Result<()> {
     promise(|| {
-        let [idle, normal, again] = shares(["chrt -i 0", "chrt -o 0", "chrt -i 0"])?;
+        let options = ChainOptions::default();
+        let [idle, normal, again] = shares(options, ["chrt -i 0", "chrt -o 0", "chrt -i 0"])?;
         // Both times together: what the guest's own house-keeping takes comes in bursts.
         let share = f64::midpoint(idle, again);
         ensure!(
@@ -77,21 +78,24 @@ fn a_guest_of_idle_work_leaves_the_host_to_others_until_it_has_ordinary_work() -
 
 #[test]
 fn nice_values_in_a_guest_weigh_on_the_host_but_never_more_than_the_vcpu() -> Result<()> {
-    promise(|| {
-        let [nice, greedy] = shares(["nice -n 5", "nice -n -10"])?;
-        let (least, most) = margins::NICE_5_RATIO;
-        let ratio = (1.0 - nice) / nice;
-        ensure!(
-            (least..=most).contains(&ratio),
-            "host tasks got {ratio:.2} of what nice 5 in the guest did, not about 3"
-        );
-        let (least, most) = margins::HALF;
-        ensure!(
-            (least..=most).contains(&greedy),
-            "nice -10 in the guest got {greedy:.3}, not about a half ({least} to {most})"
-        );
-        Ok(())
-    })
+    promise(|| nice_values_weigh(ChainOptions::default()))
+}
+
+/// Whatever the scheduler's options.
+pub fn nice_values_weigh(options: ChainOptions) -> Result<()> {
+    let [nice, greedy] = shares(options, ["nice -n 5", "nice -n -10"])?;
+    let (least, most) = margins::NICE_5_RATIO;
+    let ratio = (1.0 - nice) / nice;
+    ensure!(
+        (least..=most).contains(&ratio),
+        "host tasks got {ratio:.2} of what nice 5 in the guest did, not about 3"
+    );
+    let (least, most) = margins::HALF;
+    ensure!(
+        (least..=most).contains(&greedy),
+        "nice -10 in the guest got {greedy:.3}, not about a half ({least} to {most})"
+    );
+    Ok(())
 }
 
 /// What the guest said last is that it has SCHED_IDLE work. Only a timer tells that there is more.

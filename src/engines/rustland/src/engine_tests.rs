@@ -1,0 +1,572 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A host that does as it is told, and a policy that does as the test says.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use scx_pvsched::policy::Vcpu;
+
+use super::*;
+
+const MS: u64 = 1_000_000;
+
+/// What was done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Did {
+    Dispatch(u32, u32, u64),
+    Kick(u32, Kick),
+    Tell(u32, u64),
+    Waiting(bool),
+}
+
+#[derive(Default)]
+struct Host2 {
+    did: Vec<Did>,
+    affinity: BTreeMap<u32, Vec<u32>>,
+    full: bool,
+}
+
+impl Backend for Host2 {
+    fn dispatch(&mut self, turn: &Dispatch) -> bool {
+        if !self.full {
+            self.did
+                .push(Did::Dispatch(turn.task.0, turn.cpu.0, turn.number));
+        }
+        !self.full
+    }
+    fn kick(&mut self, cpu: CpuId, how: Kick) {
+        self.did.push(Did::Kick(cpu.0, how));
+    }
+    fn tell(&mut self, task: TaskId, applied: u64, _: Applied) {
+        self.did.push(Did::Tell(task.0, applied));
+    }
+    fn affinity(&mut self, task: TaskId) -> Option<BTreeSet<CpuId>> {
+        let cpus = self.affinity.get(&task.0)?;
+        Some(cpus.iter().map(|cpu| CpuId(*cpu)).collect())
+    }
+    fn waiting(&mut self, anybody: bool) {
+        self.did.push(Did::Waiting(anybody));
+    }
+}
+
+/// Orders by number of the task, unless told otherwise; notes what it is told.
+#[derive(Default)]
+struct Script {
+    orders: BTreeMap<u32, u64>,
+    /// These take CPU 0 when they wake up.
+    interrupts: BTreeSet<u32>,
+    hint: Option<Reaction>,
+    asked: Vec<(u32, Why)>,
+    turns: Vec<(u32, u64, End)>,
+    gone: Vec<u32>,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Rc<RefCell<Script>>);
+
+impl Policy for Shared {
+    fn runnable(&mut self, task: &Task, why: Why, _: &Host) -> Decision {
+        let mut script = self.0.borrow_mut();
+        script.asked.push((task.id.0, why));
+        let order = script.orders.get(&task.id.0).copied();
+        let takes = script.interrupts.contains(&task.id.0);
+        Decision::new(order.unwrap_or(u64::from(task.id.0)), 4 * MS)
+            .interrupting(takes.then_some(CpuId(0)))
+    }
+    fn hint(&mut self, _: &Task, _: &Host) -> Reaction {
+        self.0.borrow().hint.unwrap_or(Reaction::Stay)
+    }
+    fn stopped(&mut self, task: &Task, turn: &Turn, _: &Host) {
+        let turn = (task.id.0, turn.ran, turn.end);
+        self.0.borrow_mut().turns.push(turn);
+    }
+    fn gone(&mut self, task: &Task) {
+        self.0.borrow_mut().gone.push(task.id.0);
+    }
+}
+
+struct Bench {
+    engine: Engine<Host2>,
+    script: Rc<RefCell<Script>>,
+    numbers: u64,
+}
+
+impl Bench {
+    fn new(cpus: u32) -> Self {
+        let shared = Shared::default();
+        let script = Rc::clone(&shared.0);
+        let cpu = |id| Cpu {
+            id: CpuId(id),
+            core: id as usize,
+            cache: 0,
+            running: None,
+        };
+        let cpus = (0..cpus).map(cpu).collect();
+        Self {
+            engine: Engine::new(Box::new(shared), cpus, Host2::default()),
+            script,
+            numbers: 0,
+        }
+    }
+
+    fn arrival(&mut self, task: u32, woke: bool) -> Arrival {
+        self.numbers += 1;
+        Arrival {
+            task: TaskId(task),
+            cpu: CpuId(0),
+            weight: Weight::DEFAULT,
+            nr_allowed: self.engine.world.all.len() as u64,
+            woke,
+            number: self.numbers,
+        }
+    }
+
+    /// Tasks that wake up at `now`. Returns what is done about it.
+    fn wake(&mut self, now: u64, tasks: &[u32]) -> Vec<Did> {
+        let arrivals: Vec<_> = tasks.iter().map(|task| self.arrival(*task, true)).collect();
+        self.pass(now, arrivals, &[])
+    }
+
+    fn pass(&mut self, now: u64, arrivals: Vec<Arrival>, news: &[News]) -> Vec<Did> {
+        self.engine.pass(now, arrivals, news);
+        std::mem::take(&mut self.engine.backend().did)
+    }
+
+    /// The kernel tells that a CPU has gone over from one task to another.
+    fn switch(
+        &mut self,
+        at: u64,
+        cpu: u32,
+        prev: Option<(u32, u64, Ends)>,
+        next: Option<(u32, u64)>,
+    ) -> Vec<Did> {
+        let news = switch(at, cpu, prev, next);
+        self.pass(at, Vec::new(), &[news])
+    }
+}
+
+fn switch(at: u64, cpu: u32, prev: Option<(u32, u64, Ends)>, next: Option<(u32, u64)>) -> News {
+    News::Switch(Switch {
+        at,
+        cpu: CpuId(cpu),
+        prev: prev.map(|(task, exec, _)| (TaskId(task), exec)),
+        ends: prev.map_or(Ends::Runnable, |(_, _, ends)| ends),
+        next: next.map(|(task, exec)| (TaskId(task), exec)),
+        idle: next.is_none(),
+    })
+}
+
+fn told(at: u64, task: u32, home: Option<u32>, hint: bool) -> News {
+    News::Vcpu(Told {
+        at,
+        task: TaskId(task),
+        vcpu: Vcpu {
+            vm: scx_pvsched::policy::VmId(1),
+            published: None,
+            interrupt: None,
+            limits: scx_pvsched::policy::Limits::default(),
+            role: scx_pvsched::policy::Role::None,
+        },
+        home: home.map(CpuId),
+        observed: false,
+        hint,
+    })
+}
+
+#[test]
+fn an_idle_cpu_gets_who_wakes_up_and_the_rest_waits_in_order() {
+    let mut bench = Bench::new(1);
+    let did = bench.wake(0, &[5, 7, 6]);
+    let first = [
+        Did::Dispatch(5, 0, 1),
+        Did::Kick(0, Kick::Look),
+        Did::Waiting(true),
+    ];
+    assert_eq!(did, first);
+    bench.switch(MS, 0, None, Some((5, 100)));
+    // It sleeps, and the first in order is next.
+    let did = bench.switch(2 * MS, 0, Some((5, 100 + MS / 2, Ends::Sleeps)), None);
+    assert_eq!(did, [Did::Dispatch(6, 0, 3), Did::Kick(0, Kick::Look)]);
+    assert_eq!(bench.script.borrow().turns, [(5, MS / 2, End::Slept)]);
+}
+
+#[test]
+fn a_turn_ends_with_its_slice_if_somebody_waits() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    assert_eq!(bench.engine.next_look(), None);
+    assert_eq!(bench.pass(10 * MS, Vec::new(), &[]), []);
+    bench.script.borrow_mut().orders.insert(5, 9);
+    // Somebody has come, and the slice is over.
+    let did = bench.wake(11 * MS, &[6]);
+    let taken = [
+        Did::Dispatch(6, 0, 2),
+        Did::Kick(0, Kick::Preempt),
+        Did::Waiting(true),
+    ];
+    assert_eq!(did, taken);
+    let asked = [(5, Why::Woke), (6, Why::Woke), (5, Why::TurnEnded)];
+    assert_eq!(bench.script.borrow().asked, asked);
+}
+
+#[test]
+fn who_is_first_again_goes_on_and_the_kernel_is_not_bothered() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    assert_eq!(bench.engine.next_look(), Some(4 * MS));
+    assert_eq!(bench.pass(4 * MS, Vec::new(), &[]), []);
+    assert_eq!(bench.engine.next_look(), Some(8 * MS));
+    bench.switch(6 * MS, 0, Some((5, 5 * MS, Ends::Sleeps)), None);
+    // In all it is charged what it had, though the first turn was only estimated.
+    let turns = [(5, 4 * MS, End::SliceEnded), (5, MS, End::Slept)];
+    assert_eq!(bench.script.borrow().turns, turns);
+}
+
+#[test]
+fn who_is_interrupted_waits_and_is_not_dispatched_before_it_arrives() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().interrupts.insert(3);
+    let did = bench.wake(MS, &[3]);
+    let taken = [
+        Did::Dispatch(3, 0, 2),
+        Did::Kick(0, Kick::Preempt),
+        Did::Waiting(true),
+    ];
+    assert_eq!(did, taken);
+    bench.switch(MS, 0, Some((5, MS, Ends::Runnable)), Some((3, 0)));
+    // The kernel has not yet handed it over.
+    assert_eq!(
+        bench.switch(2 * MS, 0, Some((3, MS, Ends::Sleeps)), None),
+        []
+    );
+    let arrival = bench.arrival(5, false);
+    let did = bench.pass(2 * MS, vec![arrival], &[]);
+    let next = [
+        Did::Dispatch(5, 0, 3),
+        Did::Kick(0, Kick::Look),
+        Did::Waiting(false),
+    ];
+    assert_eq!(did, next);
+    let asked = [(5, Why::Woke), (3, Why::Woke), (5, Why::Interrupted)];
+    assert_eq!(bench.script.borrow().asked, asked);
+}
+
+/// The engine itself interrupts a turn, ends it, and the kernel goes on with it for a moment.
+#[test]
+fn a_turn_that_is_over_does_not_begin_again_by_itself() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().interrupts.insert(3);
+    bench.wake(MS, &[3]);
+    assert_eq!(bench.switch(MS, 0, None, Some((5, MS))), []);
+    bench.switch(MS, 0, Some((5, MS, Ends::Runnable)), Some((3, 0)));
+    bench.switch(2 * MS, 0, Some((3, MS, Ends::Sleeps)), None);
+    let turns = [(5, MS, End::Interrupted), (3, MS, End::Slept)];
+    assert_eq!(bench.script.borrow().turns, turns);
+}
+
+#[test]
+fn what_was_estimated_too_high_is_not_charged_twice() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().interrupts.insert(3);
+    bench.wake(3 * MS, &[3]);
+    // Of the 3 ms somebody of no concern had one.
+    bench.switch(3 * MS, 0, Some((5, 2 * MS, Ends::Runnable)), Some((3, 0)));
+    let arrival = bench.arrival(5, false);
+    bench.pass(3 * MS, vec![arrival], &[]);
+    bench.switch(4 * MS, 0, Some((3, MS, Ends::Sleeps)), None);
+    bench.switch(4 * MS, 0, None, Some((5, 2 * MS)));
+    bench.switch(7 * MS, 0, Some((5, 5 * MS, Ends::Sleeps)), None);
+    let of_5: u64 = bench
+        .script
+        .borrow()
+        .turns
+        .iter()
+        .filter(|(task, ..)| *task == 5)
+        .map(|(_, ran, _)| ran)
+        .sum();
+    assert_eq!(of_5, 5 * MS);
+}
+
+#[test]
+fn nor_where_one_turn_followed_the_other() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    // It had 5 ms of these 12.
+    bench.pass(4 * MS, Vec::new(), &[]);
+    bench.pass(8 * MS, Vec::new(), &[]);
+    bench.switch(12 * MS, 0, Some((5, 5 * MS, Ends::Sleeps)), None);
+    bench.wake(12 * MS, &[5]);
+    bench.switch(12 * MS, 0, None, Some((6, 0)));
+    bench.switch(13 * MS, 0, Some((6, MS, Ends::Sleeps)), Some((5, 5 * MS)));
+    bench.switch(23 * MS, 0, Some((5, 15 * MS, Ends::Sleeps)), None);
+    let script = bench.script.borrow();
+    let of_5 = script.turns.iter().filter(|(task, ..)| *task == 5);
+    assert_eq!(of_5.map(|(_, ran, _)| ran).sum::<u64>(), 15 * MS);
+}
+
+#[test]
+fn a_bound_task_waits_for_its_cpu() {
+    let mut bench = Bench::new(3);
+    bench.engine.backend().affinity.insert(7, vec![1, 2]);
+    let mut pinned = bench.arrival(4, true);
+    pinned.nr_allowed = 1;
+    pinned.cpu = CpuId(2);
+    let mut bound = bench.arrival(7, true);
+    bound.nr_allowed = 2;
+    let mut other = bench.arrival(8, true);
+    other.nr_allowed = 1;
+    other.cpu = CpuId(2);
+    let did = bench.pass(0, vec![pinned, bound, other], &[]);
+    let dispatched: Vec<_> = did
+        .into_iter()
+        .filter(|did| matches!(did, Did::Dispatch(..)))
+        .collect();
+    // CPU 0 stays idle, as nobody may run there.
+    let expected = [Did::Dispatch(4, 2, 1), Did::Dispatch(7, 1, 2)];
+    assert_eq!(dispatched, expected);
+}
+
+#[test]
+fn a_group_binds_a_vcpu_to_its_home() {
+    let mut bench = Bench::new(2);
+    bench.pass(0, Vec::new(), &[told(0, 5, Some(1), false)]);
+    let did = bench.wake(0, &[5]);
+    let home = [
+        Did::Dispatch(5, 1, 1),
+        Did::Tell(5, abi::PVSCHED_APPLIED_BASELINE.into()),
+        Did::Kick(1, Kick::Look),
+    ];
+    assert_eq!(did, home);
+}
+
+#[test]
+fn a_hint_ends_the_turn_if_the_policy_says_so() {
+    let mut bench = Bench::new(1);
+    bench.pass(0, Vec::new(), &[told(0, 5, None, false)]);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().orders.insert(5, 9);
+    let stays = bench.pass(MS, Vec::new(), &[told(MS, 5, None, true)]);
+    assert_eq!(stays, []);
+    bench.script.borrow_mut().hint = Some(Reaction::PlaceAgain);
+    // News that goes with others asks nobody.
+    assert_eq!(bench.pass(MS, Vec::new(), &[told(MS, 5, None, false)]), []);
+    let did = bench.pass(MS, Vec::new(), &[told(MS, 5, None, true)]);
+    assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
+    assert_eq!(bench.script.borrow().turns, [(5, MS, End::Hinted)]);
+}
+
+#[test]
+fn a_turn_that_does_not_begin_is_given_up() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.wake(0, &[6]);
+    bench.switch(0, 0, None, None);
+    let mut asked = Vec::new();
+    let mut did = Vec::new();
+    while let Some(at) = bench.engine.next_look().filter(|at| *at < 200 * MS) {
+        asked.push(at);
+        did = bench.pass(at, Vec::new(), &[]);
+        if did != [Did::Kick(0, Kick::Look)] {
+            break;
+        }
+    }
+    assert_eq!(asked[..3], [MS / 2, 3 * MS / 2, 7 * MS / 2]);
+    assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
+}
+
+#[test]
+fn where_there_is_no_room_it_waits() {
+    let mut bench = Bench::new(1);
+    bench.engine.backend().full = true;
+    assert_eq!(bench.wake(0, &[5]), [Did::Waiting(true)]);
+    bench.engine.backend().full = false;
+    let did = bench.pass(MS, Vec::new(), &[]);
+    assert!(did.contains(&Did::Dispatch(5, 0, 1)), "{did:?}");
+}
+
+#[test]
+fn a_task_that_runs_unasked_is_made_known() {
+    let mut bench = Bench::new(1);
+    bench.switch(0, 0, None, Some((9, 70)));
+    assert_eq!(bench.script.borrow().asked, [(9, Why::Woke)]);
+    bench.switch(MS, 0, Some((9, 70 + MS, Ends::Dies)), None);
+    let script = bench.script.borrow();
+    assert_eq!(script.turns, [(9, MS, End::Gone)]);
+    assert_eq!(script.gone, [9]);
+}
+
+#[test]
+fn nothing_is_kept_of_who_has_died() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.switch(MS, 0, Some((5, MS, Ends::Dies)), None);
+    let world = &bench.engine.world;
+    assert!(world.tasks.is_empty() && world.known.is_empty() && world.turns.is_empty());
+}
+
+mod random {
+    use proptest::prelude::*;
+
+    use super::*;
+    use scx_pvsched::policy::latency::Latency;
+
+    /// A host of some CPUs that carries out what it is told, in the kernel's way.
+    struct Machine {
+        engine: Engine<Host2>,
+        /// Per CPU: who runs.
+        running: Vec<Option<u32>>,
+        /// Handed over to each CPU.
+        handed: Vec<Vec<u32>>,
+        exec: BTreeMap<u32, u64>,
+        sleeping: BTreeSet<u32>,
+        pending: Vec<Arrival>,
+        news: Vec<News>,
+        now: u64,
+        numbers: u64,
+    }
+
+    impl Machine {
+        fn new(cpus: u32, tasks: u32) -> Self {
+            let cpu = |id| Cpu {
+                id: CpuId(id),
+                core: id as usize,
+                cache: 0,
+                running: None,
+            };
+            let list = (0..cpus).map(cpu).collect();
+            Self {
+                engine: Engine::new(Box::<Latency>::default(), list, Host2::default()),
+                running: vec![None; cpus as usize],
+                handed: vec![Vec::new(); cpus as usize],
+                exec: BTreeMap::new(),
+                sleeping: (1..=tasks).collect(),
+                pending: Vec::new(),
+                news: Vec::new(),
+                now: 1 << 30,
+                numbers: 0,
+            }
+        }
+
+        fn arrive(&mut self, task: u32, woke: bool) {
+            self.numbers += 1;
+            self.pending.push(Arrival {
+                task: TaskId(task),
+                cpu: CpuId(0),
+                weight: Weight::DEFAULT,
+                nr_allowed: self.running.len() as u64,
+                woke,
+                number: self.numbers,
+            });
+        }
+
+        /// A CPU looks for the next task.
+        fn schedule(&mut self, cpu: usize, ends: Ends) {
+            let next = (!self.handed[cpu].is_empty()).then(|| self.handed[cpu].remove(0));
+            let prev = self.running[cpu].take();
+            if let Some(prev) = prev {
+                match ends {
+                    Ends::Runnable => self.arrive(prev, false),
+                    _ => {
+                        self.sleeping.insert(prev);
+                    }
+                }
+            }
+            self.running[cpu] = next;
+            let exec = |task: u32| self.exec.get(&task).copied().unwrap_or(0);
+            let prev = prev.map(|prev| (prev, exec(prev), ends));
+            let next = next.map(|next| (next, exec(next)));
+            let cpu = u32::try_from(cpu).unwrap();
+            self.news.push(switch(self.now, cpu, prev, next));
+        }
+
+        fn decide(&mut self) {
+            for _ in 0..10 {
+                let arrivals = std::mem::take(&mut self.pending);
+                let news = std::mem::take(&mut self.news);
+                self.engine.pass(self.now, arrivals, &news);
+                let did = std::mem::take(&mut self.engine.backend().did);
+                for did in did {
+                    match did {
+                        Did::Dispatch(task, cpu, _) => self.handed[cpu as usize].push(task),
+                        Did::Kick(cpu, how) => {
+                            let cpu = cpu as usize;
+                            let goes_on = self.handed[cpu].is_empty();
+                            let idle = self.running[cpu].is_none();
+                            if !goes_on && (idle || how == Kick::Preempt) {
+                                self.schedule(cpu, Ends::Runnable);
+                            }
+                        }
+                        Did::Tell(..) | Did::Waiting(_) => {}
+                    }
+                }
+                if self.pending.is_empty() && self.news.is_empty() {
+                    return;
+                }
+            }
+            panic!("it does not come to rest");
+        }
+
+        fn pass_time(&mut self, ns: u64) {
+            self.now += ns;
+            for task in self.running.iter().flatten() {
+                *self.exec.entry(*task).or_default() += ns;
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: no CPU is idle while somebody waits, and nobody is lost.
+        #[test]
+        fn work_is_conserved(
+            cpus in 1u32..=4, tasks in 1u32..=8,
+            steps in prop::collection::vec((0u32..3, 0u32..8, 1u64..8_000_000), 1..200),
+        ) {
+            let mut machine = Machine::new(cpus, tasks);
+            for (what, which, ns) in steps {
+                machine.pass_time(ns);
+                let task = which % tasks + 1;
+                let cpu = (which % cpus) as usize;
+                match what {
+                    0 if machine.sleeping.remove(&task) => machine.arrive(task, true),
+                    1 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Sleeps),
+                    _ => {}
+                }
+                machine.decide();
+                let runs = machine.running.iter().flatten().count();
+                let awake = tasks as usize - machine.sleeping.len();
+                prop_assert_eq!(runs, awake.min(cpus as usize), "of {} that want to", awake);
+            }
+        }
+
+        /// Tasks that never sleep have the same, to a slice.
+        #[test]
+        fn hogs_share(cpus in 1u32..=3, more in 1u32..=4) {
+            let tasks = cpus + more;
+            let mut machine = Machine::new(cpus, tasks);
+            for task in std::mem::take(&mut machine.sleeping) {
+                machine.arrive(task, true);
+            }
+            for _ in 0..4000 {
+                machine.decide();
+                machine.pass_time(500_000);
+            }
+            let each = 2_000 * MS * u64::from(cpus) / u64::from(tasks);
+            for (task, exec) in &machine.exec {
+                prop_assert!(
+                    exec.abs_diff(each) < 20 * MS, "task {} had {} of {}", task, exec, each
+                );
+            }
+        }
+    }
+}
