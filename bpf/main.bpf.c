@@ -93,9 +93,9 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, weight;
+	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, weight = 0;
 	struct pv_llc *l;
-	bool rested;
+	bool rested = false;
 	u32 llc;
 
 	/* A task without state is one whose exit has begun; it needs no policy. */
@@ -143,8 +143,10 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	waiting = waiting_for(cpu, llc, l);
 	clock = go_by(t, clock_for(p, home, cpu, llc));
 	credit = enq_flags & SCX_ENQ_WAKEUP ? slice_ns : PV_OWED_MAX_NS;
-	weight = weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL);
-	rested = pv_is_rested(t->vtime, clock, slice_ns, weight);
+	if (enq_flags & SCX_ENQ_WAKEUP) {
+		weight = weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL);
+		rested = pv_is_rested(t->vtime, clock, slice_ns, weight);
+	}
 	t->vtime = pv_enter_vtime(t->vtime, clock, credit, waiting);
 
 	if (t->is_vcpu) {

@@ -112,6 +112,18 @@ fn give_back_memory() {
     }
 }
 
+/// Reads the configuration again. One with an error is reported and changes nothing.
+pub(super) fn reload(file: &mut ConfigFile, vms: &mut Vms, handoff: &mut Server) -> Result<()> {
+    if let Err(error) = file.reload() {
+        error!("what VMs may have stays as it is: {error}");
+        return Ok(());
+    }
+    let config = file.config();
+    vms.configure(config.clone()).context(CANNOT_GRANT)?;
+    handoff.offer(vms, config.protocols());
+    Ok(())
+}
+
 /// A scheduler that is attached to the kernel.
 pub struct Instance<'obj> {
     skel: MainSkel<'obj>,
@@ -296,7 +308,7 @@ impl<'obj> Instance<'obj> {
 
             groups::scale(&mut self.skel)?;
             if asked.reload.swap(false, Ordering::Relaxed) {
-                self.reload(config)?;
+                reload(config, &mut self.vms, &mut self.handoff)?;
             }
             while requests.try_recv().is_ok() {
                 responses.send(self.metrics(hints.as_ref())?)?;
@@ -322,17 +334,6 @@ impl<'obj> Instance<'obj> {
         debug!("letting KVM go");
         drop(hints);
         uei_report!(&self.skel, uei)
-    }
-
-    fn reload(&mut self, file: &mut ConfigFile) -> Result<()> {
-        if let Err(error) = file.reload() {
-            error!("what VMs may have stays as it is: {error}");
-            return Ok(());
-        }
-        let config = file.config();
-        self.vms.configure(config.clone()).context(CANNOT_GRANT)?;
-        self.handoff.offer(&mut self.vms, config.protocols());
-        Ok(())
     }
 
     fn metrics(&self, hints: Option<&Hints>) -> Result<Metrics> {

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::bpf::{intf, MapValue};
 use super::config::{Config, ConfigFile};
 use super::hints::{kvm_is_loaded, Relayed};
-use super::instance::{Asked, CANNOT_GRANT, HINTS_RETRY, TURN};
+use super::instance::{reload, Asked, CANNOT_GRANT, HINTS_RETRY, TURN};
 use super::monitor::write_report;
 use super::options::Options;
 use super::placement::{self, Homes};
@@ -282,7 +282,7 @@ impl UserSpace {
                 .look(&self.vms)
                 .context("cannot place exclusion groups")?;
             if asked.reload.swap(false, Ordering::Relaxed) {
-                self.reload(config)?;
+                reload(config, &mut self.vms, &mut self.handoff)?;
             }
             while requests.try_recv().is_ok() {
                 responses.send(self.metrics(hints.as_ref())?)?;
@@ -301,17 +301,6 @@ impl UserSpace {
         self.handoff.stop(&mut self.vms);
         drop(hints);
         say_why(status, asked)
-    }
-
-    fn reload(&mut self, file: &mut ConfigFile) -> Result<()> {
-        if let Err(error) = file.reload() {
-            error!("what VMs may have stays as it is: {error}");
-            return Ok(());
-        }
-        let config = file.config();
-        self.vms.configure(config.clone()).context(CANNOT_GRANT)?;
-        self.handoff.offer(&mut self.vms, config.protocols());
-        Ok(())
     }
 
     fn metrics(&self, hints: Option<&Relayed>) -> Result<Metrics> {
