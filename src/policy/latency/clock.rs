@@ -86,18 +86,35 @@ impl Latency {
         }
     }
 
-    /// Somebody waits from now on, so that turns cost what they take.
-    pub(super) fn end_alone(&mut self, cpu: CpuId, host: &Host) {
-        let alone = self.cpus.get_mut(&cpu).and_then(|cpu| cpu.alone.take());
+    /// What a turn that nobody waits for has taken by now costs nothing, and clocks have moved on by it.
+    pub(super) fn settle_alone(&mut self, cpu: CpuId, host: &Host) {
+        let alone = self.cpus.get(&cpu).and_then(|cpu| cpu.alone);
         let Some(alone) = alone else { return };
         if let Some(task) = host.tasks.get(&alone.task) {
             self.charge_running(task, host.now);
         }
         self.advance(cpu, alone.clock + host.now.saturating_sub(alone.since));
         let clock = self.read(Some(cpu));
-        if let Some(t) = self.tasks.get_mut(&alone.task) {
-            t.vtime = math::refund(t.vtime, alone.vtime, clock);
-            t.base = math::refund(t.base, alone.base, clock);
+        let Some(t) = self.tasks.get_mut(&alone.task) else {
+            return;
+        };
+        t.vtime = math::refund(t.vtime, alone.vtime, clock);
+        t.base = math::refund(t.base, alone.base, clock);
+        let settled = Alone {
+            task: alone.task,
+            since: host.now,
+            clock,
+            vtime: t.vtime,
+            base: t.base,
+        };
+        self.cpus.entry(cpu).or_default().alone = Some(settled);
+    }
+
+    /// Somebody waits from now on, so that turns cost what they take, or the turn is over.
+    pub(super) fn end_alone(&mut self, cpu: CpuId, host: &Host) {
+        self.settle_alone(cpu, host);
+        if let Some(cpu) = self.cpus.get_mut(&cpu) {
+            cpu.alone = None;
         }
     }
 

@@ -151,10 +151,20 @@ fn first_vtime(cpu: CpuId, host: &Host) -> Option<u64> {
     Some(first.order & !FAIR)
 }
 
+/// Whether there is an idle CPU for `task`, and nobody who goes there first: nobody has to wait.
+fn has_cpu(task: &Task, decision: &Decision, host: &Host) -> bool {
+    let idle = host.cpus.iter().filter(|cpu| cpu.running.is_none());
+    idle.filter(|cpu| task.allowed.contains(&cpu.id))
+        .any(|cpu| {
+            let first = host.queue.first(cpu.id, host.tasks);
+            first.is_none_or(|(_, first)| decision.order < first.order)
+        })
+}
+
 impl Policy for Latency {
     fn runnable(&mut self, task: &Task, why: Why, host: &Host) -> Decision {
         for cpu in &task.allowed {
-            self.end_alone(*cpu, host);
+            self.settle_alone(*cpu, host);
         }
         let clock = self.go_by(task, task.last_cpu, host);
         let waiting = host.waiting_per_cpu();
@@ -202,11 +212,19 @@ impl Policy for Latency {
             Decision::new(FAIR | t.vtime, slice).interrupting(target.then_some(task.last_cpu))
         };
         self.tasks.insert(task.id, t);
+        if decision.preempt.is_none() && !has_cpu(task, &decision, host) {
+            for cpu in &task.allowed {
+                self.end_alone(*cpu, host);
+            }
+        }
         decision.applied(verdict.applied)
     }
 
     fn hint(&mut self, task: &Task, host: &Host) -> Reaction {
         let was_light = guest_is_light(self.tasks.get(&task.id));
+        if let Some(cpu) = host.running_on(task.id) {
+            self.settle_alone(cpu, host);
+        }
         self.charge_running(task, host.now);
         let (verdict, _) = self.judge(task, host.now);
         let Some(t) = self.tasks.get_mut(&task.id) else {
@@ -323,7 +341,7 @@ impl Policy for Latency {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulator::scenario::{Job, Scenario, Thread, Topology, Vm, MS};
+    use crate::simulator::scenario::{Job, Load, Scenario, Thread, Topology, Vm, MS};
     use crate::simulator::simulate;
 
     #[test]
@@ -348,5 +366,82 @@ mod tests {
         assert_eq!(known(&vm), [1, 2, 3].map(TaskId));
         vm.dies = Some(50 * MS);
         assert_eq!(known(&vm), [TaskId(1)]);
+    }
+
+    /// Also where somebody comes all the time who might have had its CPU, and gets another one.
+    #[test]
+    fn what_a_bound_task_had_while_nobody_waited_is_not_held_against_it() {
+        let busy_from = |first| Job {
+            urgency: Urgency::NORMAL,
+            load: Load::Periodic {
+                first,
+                period: 10_000 * MS,
+                run: 10_000 * MS,
+                jitter: false,
+            },
+        };
+        let bound = |first| Thread {
+            affinity: vec![CpuId(0)],
+            ..Thread::new([busy_from(first)])
+        };
+        let comes_and_goes = Job::periodic(Urgency::NORMAL, 3 * MS, MS / 2);
+        let scenario = Scenario {
+            seed: 0,
+            duration: 1400 * MS,
+            topology: Topology::flat(2),
+            smt_isolate: false,
+            tasks: vec![bound(0), bound(1000 * MS), Thread::new([comes_and_goes])],
+            vms: Vec::new(),
+        };
+        let trace = simulate(&scenario, &mut Latency::default());
+        let of_second = trace.turns.iter().filter(|turn| turn.task == TaskId(2));
+        let had = of_second.map(|turn| turn.ran).sum::<u64>();
+        assert!(had.abs_diff(200 * MS) < 20 * MS, "{had} of 400 ms");
+    }
+
+    /// A turn lasts as long as nobody waits, and an engine need not end it before.
+    #[test]
+    fn an_urgent_vcpu_that_nobody_waits_for_is_not_ahead() {
+        let cpu = CpuId(0);
+        let task = Task {
+            id: TaskId(1),
+            weight: Weight::DEFAULT,
+            allowed: [cpu].into(),
+            last_cpu: cpu,
+            vcpu: Some(Vcpu {
+                vm: VmId(1),
+                published: Some(Published {
+                    current: Urgency::realtime(50),
+                    ..Published::default()
+                }),
+                interrupt: None,
+                limits: Limits::default(),
+                role: Role::None,
+            }),
+        };
+        let mut policy = Latency::default();
+        let queue = Queue::default();
+        let cpus = [Cpu {
+            id: cpu,
+            core: 0,
+            cache: 0,
+            running: Some(task.id),
+        }];
+        let tasks = BTreeMap::from([(task.id, task.clone())]);
+        let host = |now| Host {
+            now,
+            cpus: &cpus,
+            tasks: &tasks,
+            queue: &queue,
+        };
+        let decision = policy.runnable(&task, Why::Woke, &host(0));
+        policy.started(&task, cpu, &decision, &host(0));
+        // Longer than its budget.
+        let later = host(1000 * MS);
+        assert_eq!(policy.hint(&task, &later), Reaction::Stay);
+        let (verdict, _) = policy.judge(&task, later.now);
+        assert_eq!(verdict.applied, Applied::BoostTask);
+        let clock = policy.go_by(&task, cpu, &later);
+        assert_eq!(policy.tasks[&task.id].vtime, clock);
     }
 }

@@ -90,6 +90,8 @@ struct Running {
     exec: Option<(u64, u64)>,
     slice: u64,
     applied: Applied,
+    /// Somebody has waited for it.
+    contested: bool,
     /// How its CPU was asked for it, when, and how often again.
     kick: Kick,
     asked: u64,
@@ -274,14 +276,34 @@ impl<B: Backend> Engine<B> {
         look.min()
     }
 
-    /// When the turn on a CPU ends, if somebody waits for that.
+    /// When the turn on a CPU ends. One that nobody waits for goes on. If somebody did wait for it, a new one
+    /// begins, as for the policy the two are not the same; but not before one that waits, and that the kernel has
+    /// not yet handed over, can be given the CPU.
     fn ends_at(&self, cpu: CpuId) -> Option<u64> {
         let turn = self
             .world
             .turns
             .get(&cpu)
             .filter(|turn| turn.exec.is_some())?;
-        self.world.first(cpu).map(|_| turn.began + turn.slice)
+        let world = &self.world;
+        let nobody_waits = || world.queue.first(cpu, &world.tasks).is_none();
+        let ends = world.first(cpu).is_some() || turn.contested && nobody_waits();
+        ends.then_some(turn.began + turn.slice)
+    }
+
+    /// A task that did not get a CPU waits for all of those that it may have.
+    fn contest(&mut self, id: TaskId) {
+        if !self.world.queue.contains(id) {
+            return;
+        }
+        let Some(task) = self.world.tasks.get(&id) else {
+            return;
+        };
+        for cpu in &task.allowed {
+            if let Some(turn) = self.world.turns.get_mut(cpu) {
+                turn.contested = true;
+            }
+        }
     }
 
     fn switched(&mut self, switch: &Switch, arrived: &mut HashMap<TaskId, Arrival>) {
@@ -402,6 +424,7 @@ impl<B: Backend> Engine<B> {
             exec,
             slice: decision.slice(),
             applied: decision.applied,
+            contested: false,
             kick,
             asked: self.world.now,
             again: 0,
@@ -491,6 +514,7 @@ impl<B: Backend> Engine<B> {
             self.enqueue(turn.task, why);
         }
         self.dispatch(cpu, Kick::Preempt);
+        self.contest(turn.task);
     }
 
     fn gone(&mut self, task: TaskId) {
@@ -540,11 +564,12 @@ impl<B: Backend> Engine<B> {
             last_cpu: arrival.cpu,
             vcpu: None,
         });
+        let moved = task.allowed != allowed;
         task.weight = arrival.weight;
         task.allowed = allowed;
         task.last_cpu = arrival.cpu;
-        // Where it waits was decided when its turn was ended here.
-        if !decided || arrival.woke {
+        // Where it waits was decided when its turn was ended here, unless it has to wait somewhere else.
+        if !decided || moved || arrival.woke {
             self.place(id, why);
         }
     }
@@ -581,6 +606,7 @@ impl<B: Backend> Engine<B> {
             self.world.counts.preempted += 1;
             self.end_turn(cpu, End::Interrupted);
         }
+        self.contest(id);
     }
 
     /// The free CPU that suits a task best: its last one; else one with the same cache, of an idle core.

@@ -224,6 +224,50 @@ fn who_is_first_again_goes_on_and_the_kernel_is_not_bothered() {
     assert_eq!(bench.script.borrow().turns, turns);
 }
 
+/// A policy charges for a turn that somebody waits for, and cannot know that nobody does any longer.
+#[test]
+fn a_turn_that_somebody_waited_for_is_followed_by_a_new_one() {
+    let mut bench = Bench::new(2);
+    bench.wake(0, &[5, 6, 7]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.switch(0, 1, None, Some((6, 0)));
+    bench.switch(MS, 1, Some((6, MS, Ends::Sleeps)), None);
+    bench.switch(MS, 1, None, Some((7, 0)));
+    assert_eq!(bench.engine.next_look(), Some(4 * MS));
+    assert_eq!(bench.pass(4 * MS, Vec::new(), &[]), []);
+    let turns = [(6, MS, End::Slept), (5, 4 * MS, End::SliceEnded)];
+    assert_eq!(bench.script.borrow().turns, turns);
+    // That one is nobody's loss, and the other CPU's was not from the start.
+    assert_eq!(bench.engine.next_look(), None);
+}
+
+#[test]
+fn who_waits_is_placed_again_when_it_may_only_run_elsewhere() {
+    let mut bench = Bench::new(2);
+    bench.wake(0, &[5, 6, 7]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.switch(0, 1, None, Some((6, 0)));
+    bench.script.borrow_mut().orders.insert(5, 9);
+    // It has to make room for 7, and before the kernel hands it over it is bound to the other CPU.
+    bench.pass(4 * MS, Vec::new(), &[]);
+    let asked = |bench: &Bench| {
+        let script = bench.script.borrow();
+        let of_5 = script.asked.iter().filter(|(task, _)| *task == 5);
+        of_5.map(|(_, why)| *why).collect::<Vec<_>>()
+    };
+    let mut expected = vec![Why::Woke, Why::TurnEnded];
+    assert_eq!(asked(&bench), expected);
+    let mut bound = bench.arrival(5, false);
+    bound.nr_allowed = 1;
+    bound.cpu = CpuId(1);
+    bench.pass(4 * MS, vec![bound.clone()], &[]);
+    expected.push(Why::TurnEnded);
+    assert_eq!(asked(&bench), expected);
+    // Where it waits for what it did before there is nothing to ask.
+    bench.pass(4 * MS, vec![bound], &[]);
+    assert_eq!(asked(&bench), expected);
+}
+
 #[test]
 fn who_is_interrupted_waits_and_is_not_dispatched_before_it_arrives() {
     let mut bench = Bench::new(1);
@@ -429,6 +473,8 @@ mod random {
         /// Handed over to each CPU.
         handed: Vec<Vec<u32>>,
         exec: BTreeMap<u32, u64>,
+        /// Those that may run on one CPU only, and on which.
+        bound: BTreeMap<u32, u32>,
         sleeping: BTreeSet<u32>,
         pending: Vec<Arrival>,
         news: Vec<News>,
@@ -450,6 +496,7 @@ mod random {
                 running: vec![None; cpus as usize],
                 handed: vec![Vec::new(); cpus as usize],
                 exec: BTreeMap::new(),
+                bound: BTreeMap::new(),
                 sleeping: (1..=tasks).collect(),
                 pending: Vec::new(),
                 news: Vec::new(),
@@ -460,14 +507,29 @@ mod random {
 
         fn arrive(&mut self, task: u32, woke: bool) {
             self.numbers += 1;
+            let bound = self.bound.get(&task);
             self.pending.push(Arrival {
                 task: TaskId(task),
-                cpu: CpuId(0),
+                cpu: CpuId(bound.copied().unwrap_or(0)),
                 weight: Weight::DEFAULT,
-                nr_allowed: self.running.len() as u64,
+                nr_allowed: bound.map_or(self.running.len() as u64, |_| 1),
                 woke,
                 number: self.numbers,
             });
+        }
+
+        /// From now on a task that wants to run may do so on that CPU only.
+        fn bind(&mut self, task: u32, cpu: u32) {
+            self.bound.insert(task, cpu);
+            for handed in &mut self.handed {
+                handed.retain(|other| *other != task);
+            }
+            self.arrive(task, false);
+            if let Some(was_on) = self.running.iter().position(|other| *other == Some(task)) {
+                // The thread that moves it comes between, and that is one of no concern.
+                self.running[was_on] = None;
+                self.schedule(was_on, Ends::Sleeps);
+            }
         }
 
         /// A CPU looks for the next task.
@@ -547,6 +609,42 @@ mod random {
                 let awake = tasks as usize - machine.sleeping.len();
                 prop_assert_eq!(runs, awake.min(cpus as usize), "of {} that want to", awake);
             }
+        }
+
+        /// Two tasks share a CPU, one has another to itself, and a fourth sleeps a lot. Then the one goes to
+        /// the two, and has its part at once: nobody was the worse for what it had.
+        #[test]
+        fn a_task_that_had_a_cpu_to_itself_shares_another_at_once(
+            alone in 1u64..3_000, period in 1u64..20, when in 0u64..20,
+        ) {
+            let mut machine = Machine::new(2, 4);
+            machine.bound = [(1, 1), (2, 1), (3, 0)].into();
+            for task in 1..=3 {
+                machine.sleeping.remove(&task);
+                machine.arrive(task, true);
+            }
+            let run = |machine: &mut Machine, ms: u64| {
+                for half in 0..2 * ms {
+                    machine.decide();
+                    machine.pass_time(500_000);
+                    if half % (2 * period) == 0 && machine.sleeping.remove(&4) {
+                        machine.arrive(4, true);
+                    }
+                    let on = machine.running.iter().position(|task| *task == Some(4));
+                    if let Some(cpu) = on {
+                        machine.schedule(cpu, Ends::Sleeps);
+                    }
+                }
+            };
+            run(&mut machine, alone + when);
+            machine.bind(3, 1);
+            run(&mut machine, 10);
+            let before = machine.exec[&3];
+            run(&mut machine, 1_000);
+            let had = machine.exec[&3] - before;
+            // A third, less what the fourth took of that CPU, and two thirds of the 100 ms by which clocks
+            // may be apart and count as one.
+            prop_assert!(had > 240 * MS, "it had {} of 1 s", had);
         }
 
         /// Tasks that never sleep have the same, to a slice.
