@@ -25,6 +25,14 @@ const AGAIN: u64 = 500_000;
 /// How often. After that it has got lost: its task has left for another scheduling class, for instance.
 const AGAINS: u32 = 7;
 
+/// CPU time that a task is charged at most for what it had after its turn. One that was given another scheduling
+/// class meanwhile may have had any.
+const LATE_MAX: u64 = 20_000_000;
+
+fn signed(positive: u64) -> i64 {
+    i64::try_from(positive).unwrap_or(i64::MAX)
+}
+
 /// A task that wants a CPU, as the kernel hands it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrival {
@@ -117,8 +125,8 @@ struct Known {
     handed: bool,
     /// Its turn there is over, and the kernel does not know that yet.
     still_on: Option<CpuId>,
-    /// CPU time that it was charged beyond what it had, as far as is known by now.
-    overcharged: u64,
+    /// CPU time that it was charged beyond what it had, as far as is known by now; negative if it had more.
+    overcharged: i64,
     /// When its last turn ended before the kernel told: the CPU time it was taken to have had.
     assumed: Option<u64>,
     home: Option<CpuId>,
@@ -350,7 +358,9 @@ impl<B: Backend> Engine<B> {
             return;
         };
         if let Some(assumed) = known.assumed.take() {
-            known.overcharged += assumed.saturating_sub(exec);
+            // It had the CPU until the kernel was told, which is a large part of a short turn.
+            let late = exec.saturating_sub(assumed).min(LATE_MAX);
+            known.overcharged += signed(assumed.saturating_sub(exec)) - signed(late);
         }
         if known.still_on == Some(cpu) {
             known.still_on = None;
@@ -470,13 +480,13 @@ impl<B: Backend> Engine<B> {
         let known = self.world.known.entry(running.task).or_default();
         known.end = end;
         // Where the turn before was estimated, and too high, this one may seem to be less than none.
-        let too_much = known.overcharged + before.saturating_sub(after);
-        known.overcharged = too_much.saturating_sub(had);
+        let ran = signed(had) - signed(before.saturating_sub(after)) - known.overcharged;
+        known.overcharged = (-ran).max(0);
         let turn = Turn {
             task: running.task,
             cpu,
             began: running.began,
-            ran: had.saturating_sub(too_much),
+            ran: ran.max(0).unsigned_abs(),
             applied: running.applied,
             end,
         };

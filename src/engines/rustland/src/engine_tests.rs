@@ -339,6 +339,45 @@ fn what_was_estimated_too_high_is_not_charged_twice() {
     assert_eq!(of_5, 5 * MS);
 }
 
+/// Else those who make room after each turn would have more than those who have many in a row.
+#[test]
+fn what_a_task_had_after_its_turn_is_charged_with_the_next_one() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().orders.insert(5, 9);
+    bench.pass(4 * MS, Vec::new(), &[]);
+    // The CPU has not turned to 6 at once.
+    bench.switch(6 * MS, 0, Some((5, 6 * MS, Ends::Runnable)), Some((6, 0)));
+    let arrival = bench.arrival(5, false);
+    bench.pass(6 * MS, vec![arrival], &[]);
+    bench.switch(7 * MS, 0, Some((6, MS, Ends::Sleeps)), None);
+    bench.switch(7 * MS, 0, None, Some((5, 6 * MS)));
+    bench.switch(8 * MS, 0, Some((5, 7 * MS, Ends::Sleeps)), None);
+    let turns = [
+        (5, 4 * MS, End::SliceEnded),
+        (6, MS, End::Slept),
+        (5, 3 * MS, End::Slept),
+    ];
+    assert_eq!(bench.script.borrow().turns, turns);
+    // Another scheduling class's time is none of a turn.
+    bench.wake(8 * MS, &[5, 6]);
+    bench.switch(8 * MS, 0, None, Some((6, MS)));
+    bench.switch(9 * MS, 0, Some((6, 2 * MS, Ends::Sleeps)), None);
+    bench.switch(9 * MS, 0, None, Some((5, 7 * MS)));
+    bench.wake(9 * MS, &[6]);
+    bench.pass(13 * MS, Vec::new(), &[]);
+    let late = 1000 * MS;
+    bench.switch(late, 0, Some((5, late, Ends::Runnable)), Some((6, 2 * MS)));
+    let arrival = bench.arrival(5, false);
+    bench.pass(late, vec![arrival], &[]);
+    bench.switch(late, 0, Some((6, 3 * MS, Ends::Sleeps)), None);
+    bench.switch(late, 0, None, Some((5, late)));
+    bench.switch(late + MS, 0, Some((5, late + MS, Ends::Sleeps)), None);
+    let last = bench.script.borrow().turns.last().copied();
+    assert_eq!(last, Some((5, MS + LATE_MAX, End::Slept)));
+}
+
 #[test]
 fn nor_where_one_turn_followed_the_other() {
     let mut bench = Bench::new(1);
