@@ -125,6 +125,8 @@ struct Known {
     handed: bool,
     /// Its turn there is over, and the kernel does not know that yet.
     still_on: Option<CpuId>,
+    /// It waits in the kernel's queue for that CPU, from where it cannot be called back.
+    queued_for: Option<CpuId>,
     /// CPU time that it was charged beyond what it had, as far as is known by now; negative if it had more.
     overcharged: i64,
     /// When its last turn ended before the kernel told: the CPU time it was taken to have had.
@@ -142,6 +144,7 @@ impl Default for Known {
             number: 0,
             handed: false,
             still_on: None,
+            queued_for: None,
             overcharged: 0,
             assumed: None,
             home: None,
@@ -182,10 +185,10 @@ impl World {
     /// The first in the queue that can be given to a CPU.
     fn first(&self, cpu: CpuId) -> Option<(TaskId, Decision)> {
         self.queue.iter().find(|(id, decision)| {
-            let can = self
-                .known
-                .get(id)
-                .is_some_and(|known| known.handed || known.still_on == Some(cpu));
+            let can = self.known.get(id).is_some_and(|known| {
+                let is_there = [known.still_on, known.queued_for].contains(&Some(cpu));
+                known.handed || is_there
+            });
             let task = self.tasks.get(id);
             can && decision.cpu.is_none_or(|only| only == cpu)
                 && task.is_some_and(|task| task.allowed.contains(&cpu))
@@ -391,9 +394,9 @@ impl<B: Backend> Engine<B> {
         // Nobody here has decided that now: it came late, from another CPU's queue, or the kernel had too
         // many tasks at once to ask about.
         if let Some(elsewhere) = self.world.runs_on(task) {
-            self.forget_turn(elsewhere);
+            self.stop(elsewhere, Some(End::Interrupted));
         }
-        self.forget_turn(cpu);
+        self.make_room(cpu);
         let asked = self.world.known.contains_key(&task);
         let waited = self.world.queue.iter().find(|(one, _)| *one == task);
         self.world.queue.remove(task);
@@ -445,6 +448,7 @@ impl<B: Backend> Engine<B> {
         known.decision = decision;
         known.handed = false;
         known.still_on = None;
+        known.queued_for = None;
         if let Some(task) = self.world.tasks.get_mut(&task) {
             task.last_cpu = cpu;
             self.policy.started(
@@ -456,11 +460,22 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// The turn on a CPU has been overtaken by events.
-    fn forget_turn(&mut self, cpu: CpuId) {
-        if self.world.turns.contains_key(&cpu) {
-            self.stop(cpu, Some(End::Interrupted));
+    /// The turn on a CPU has been overtaken by events. If it has not begun, its task still waits for that CPU.
+    fn make_room(&mut self, cpu: CpuId) {
+        let Some(turn) = self.world.turns.get(&cpu).copied() else {
+            return;
+        };
+        self.stop(cpu, Some(End::Interrupted));
+        if turn.exec.is_some() || !self.world.tasks.contains_key(&turn.task) {
+            return;
         }
+        let known = self.world.known.entry(turn.task).or_default();
+        known.queued_for = Some(cpu);
+        // The kernel goes by that one.
+        let order = known.decision.order;
+        let mut decision = self.enqueue(turn.task, Why::Interrupted);
+        decision.order = order;
+        self.world.queue.insert(turn.task, decision);
     }
 
     /// The turn on a CPU is over. By default it was used up, or else cut short.
@@ -513,9 +528,10 @@ impl<B: Backend> Engine<B> {
         let Some(turn) = self.world.turns.get(&cpu).copied() else {
             return;
         };
-        self.stop_early(cpu, Some(end));
-        // Of one that is only expected it is not known where it will be.
-        if turn.exec.is_some() {
+        if turn.exec.is_none() {
+            self.make_room(cpu);
+        } else {
+            self.stop_early(cpu, Some(end));
             self.world.known.entry(turn.task).or_default().still_on = Some(cpu);
             let why = match end {
                 End::Interrupted => Why::Interrupted,
@@ -558,6 +574,7 @@ impl<B: Backend> Engine<B> {
         known.number = arrival.number;
         known.handed = true;
         known.still_on = None;
+        known.queued_for = None;
         if let Some(home) = known.home.filter(|home| allowed.contains(home)) {
             allowed = [home].into();
         }
@@ -659,7 +676,7 @@ impl<B: Backend> Engine<B> {
             order: decision.order,
             number: known.number,
         };
-        if !self.backend.dispatch(&turn) {
+        if known.queued_for != Some(cpu) && !self.backend.dispatch(&turn) {
             return false;
         }
         self.world.queue.remove(id);

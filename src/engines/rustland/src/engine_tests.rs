@@ -339,6 +339,24 @@ fn what_was_estimated_too_high_is_not_charged_twice() {
     assert_eq!(of_5, 5 * MS);
 }
 
+#[test]
+fn nor_where_one_turn_followed_the_other() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    // It had 5 ms of these 12.
+    bench.pass(4 * MS, Vec::new(), &[]);
+    bench.pass(8 * MS, Vec::new(), &[]);
+    bench.switch(12 * MS, 0, Some((5, 5 * MS, Ends::Sleeps)), None);
+    bench.wake(12 * MS, &[5]);
+    bench.switch(12 * MS, 0, None, Some((6, 0)));
+    bench.switch(13 * MS, 0, Some((6, MS, Ends::Sleeps)), Some((5, 5 * MS)));
+    bench.switch(23 * MS, 0, Some((5, 15 * MS, Ends::Sleeps)), None);
+    let script = bench.script.borrow();
+    let of_5 = script.turns.iter().filter(|(task, ..)| *task == 5);
+    assert_eq!(of_5.map(|(_, ran, _)| ran).sum::<u64>(), 15 * MS);
+}
+
 /// Else those who make room after each turn would have more than those who have many in a row.
 #[test]
 fn what_a_task_had_after_its_turn_is_charged_with_the_next_one() {
@@ -378,22 +396,42 @@ fn what_a_task_had_after_its_turn_is_charged_with_the_next_one() {
     assert_eq!(last, Some((5, MS + LATE_MAX, End::Slept)));
 }
 
+/// The kernel keeps who was handed over, and does not tell that it waits there.
 #[test]
-fn nor_where_one_turn_followed_the_other() {
+fn who_was_handed_over_and_has_to_wait_is_not_forgotten() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[5]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().orders.insert(5, 9);
+    bench.script.borrow_mut().interrupts.extend([6, 3]);
+    let did = bench.wake(MS, &[6]);
+    assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
+    // Before its turn begins somebody else is to go first.
+    let did = bench.wake(MS, &[3]);
+    assert_eq!(did, [Did::Dispatch(3, 0, 3), Did::Kick(0, Kick::Preempt)]);
+    bench.switch(MS, 0, Some((5, MS, Ends::Runnable)), Some((3, 0)));
+    let did = bench.switch(2 * MS, 0, Some((3, MS, Ends::Sleeps)), None);
+    assert_eq!(did, [Did::Kick(0, Kick::Look)]);
+    bench.switch(2 * MS, 0, None, Some((6, 0)));
+    bench.switch(3 * MS, 0, Some((6, MS, Ends::Sleeps)), None);
+    let last = bench.script.borrow().turns.last().copied();
+    assert_eq!(last, Some((6, MS, End::Slept)));
+}
+
+/// The kernel has ended a turn by itself, and that is known before who has the CPU now.
+#[test]
+fn nor_is_who_finds_the_cpu_taken() {
     let mut bench = Bench::new(1);
     bench.wake(0, &[5, 6]);
     bench.switch(0, 0, None, Some((5, 0)));
-    // It had 5 ms of these 12.
-    bench.pass(4 * MS, Vec::new(), &[]);
-    bench.pass(8 * MS, Vec::new(), &[]);
-    bench.switch(12 * MS, 0, Some((5, 5 * MS, Ends::Sleeps)), None);
-    bench.wake(12 * MS, &[5]);
-    bench.switch(12 * MS, 0, None, Some((6, 0)));
-    bench.switch(13 * MS, 0, Some((6, MS, Ends::Sleeps)), Some((5, 5 * MS)));
-    bench.switch(23 * MS, 0, Some((5, 15 * MS, Ends::Sleeps)), None);
-    let script = bench.script.borrow();
-    let of_5 = script.turns.iter().filter(|(task, ..)| *task == 5);
-    assert_eq!(of_5.map(|(_, ran, _)| ran).sum::<u64>(), 15 * MS);
+    let arrival = bench.arrival(5, false);
+    let did = bench.pass(MS, vec![arrival], &[]);
+    assert_eq!(did, [Did::Dispatch(5, 0, 3), Did::Kick(0, Kick::Look)]);
+    bench.switch(MS, 0, Some((5, MS, Ends::Runnable)), Some((9, 0)));
+    // It is waited for as any other.
+    assert_eq!(bench.engine.next_look(), Some(5 * MS));
+    let did = bench.switch(2 * MS, 0, Some((9, MS, Ends::Sleeps)), None);
+    assert_eq!(did, [Did::Kick(0, Kick::Look)]);
 }
 
 #[test]
@@ -631,7 +669,7 @@ mod random {
         #[test]
         fn work_is_conserved(
             cpus in 1u32..=4, tasks in 1u32..=8,
-            steps in prop::collection::vec((0u32..3, 0u32..8, 1u64..8_000_000), 1..200),
+            steps in prop::collection::vec((0u32..4, 0u32..8, 1u64..8_000_000), 1..200),
         ) {
             let mut machine = Machine::new(cpus, tasks);
             for (what, which, ns) in steps {
@@ -641,6 +679,8 @@ mod random {
                 match what {
                     0 if machine.sleeping.remove(&task) => machine.arrive(task, true),
                     1 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Sleeps),
+                    // The kernel has its own reasons.
+                    2 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Runnable),
                     _ => {}
                 }
                 machine.decide();
