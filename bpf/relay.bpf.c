@@ -61,7 +61,8 @@ static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, bool sle
 	if (t->boost)
 		t->ran_boosted += ran;
 	WRITE_ONCE(t->state, sleeps ? PV_STATE_ELSEWHERE : PV_STATE_FAIR);
-	tell_of_vcpu(p, t, now, false, false);
+	/* What it has not taken is not told again, and its next turn may be far away. */
+	tell_of_vcpu(p, t, now, false, !sleeps && t->hint_at);
 	show_state(t, page_of(p, t), sleeps ? PVSCHED_HOST_SLEEPING : PVSCHED_HOST_WAITING, cpu, now);
 }
 

@@ -598,6 +598,23 @@ impl<B: Backend> Engine<B> {
         // Where it waits was decided when its turn was ended here, unless it has to wait somewhere else.
         if !decided || moved || arrival.woke {
             self.place(id, why);
+        } else {
+            self.reconsider(id);
+        }
+    }
+
+    /// What is known of a vCPU is told when it has lost its CPU, and where it waits may have been decided before:
+    /// an interrupt that it has not taken by then would wait for a whole round of fair turns.
+    fn reconsider(&mut self, id: TaskId) {
+        let handed = self.world.known.get(&id).is_some_and(|known| known.handed);
+        let task = self
+            .world
+            .tasks
+            .get(&id)
+            .filter(|task| handed && task.vcpu.is_some() && self.world.queue.contains(id));
+        let Some(task) = task else { return };
+        if self.policy.hint(task, &self.world.host()) == Reaction::PlaceAgain {
+            self.place(id, Why::Hinted);
         }
     }
 
@@ -746,7 +763,11 @@ impl<B: Backend> Engine<B> {
             self.place(id, Why::Hinted);
             return;
         }
-        if !told.hint || !(waits || runs.is_some()) {
+        if !told.hint {
+            self.reconsider(id);
+            return;
+        }
+        if !(waits || runs.is_some()) {
             return;
         }
         let task = &self.world.tasks[&id];

@@ -486,6 +486,29 @@ fn a_hint_ends_the_turn_if_the_policy_says_so() {
     assert_eq!(bench.script.borrow().turns, [(5, MS, End::Hinted)]);
 }
 
+/// What a vCPU has not taken when it loses the CPU is known only then, and by then it has its place.
+#[test]
+fn news_of_a_vcpu_that_had_to_make_room_may_change_its_place() {
+    let mut bench = Bench::new(1);
+    bench.pass(0, Vec::new(), &[told(0, 5, None, false)]);
+    bench.wake(0, &[5, 6]);
+    bench.switch(0, 0, None, Some((5, 0)));
+    bench.script.borrow_mut().orders.insert(5, 9);
+    bench.pass(4 * MS, Vec::new(), &[]);
+    bench.script.borrow_mut().hint = Some(Reaction::PlaceAgain);
+    bench.script.borrow_mut().orders.insert(5, 1);
+    bench.script.borrow_mut().interrupts.insert(5);
+    let lost = switch(4 * MS, 0, Some((5, 4 * MS, Ends::Runnable)), Some((6, 0)));
+    let arrival = bench.arrival(5, false);
+    let did = bench.pass(4 * MS, vec![arrival], &[told(4 * MS, 5, None, false), lost]);
+    assert!(did.contains(&Did::Dispatch(5, 0, 3)), "{did:?}");
+    let last = bench.script.borrow().asked[2..].to_vec();
+    assert_eq!(
+        last,
+        [(5, Why::TurnEnded), (5, Why::Hinted), (6, Why::Interrupted)]
+    );
+}
+
 #[test]
 fn a_turn_that_does_not_begin_is_given_up() {
     let mut bench = Bench::new(1);
