@@ -177,7 +177,9 @@ impl Policy for Latency {
             let weight = guest_weight(task).max(t.guest_weight);
             t.vtime = math::reweigh(t.vtime, clock, t.guest_weight, weight);
             t.guest_weight = weight;
-            t.vtime = math::enter_vtime(t.vtime, clock, credit, waiting);
+            // What is worth waiting for at most there is too long for the watchdogs of some engines.
+            let thrice = 3 * waiting + 2;
+            t.vtime = math::enter_vtime(t.vtime, clock, credit, thrice);
             t.base = math::enter_base(t.base, clock, credit);
         }
         let (verdict, left) = self.judge(task, host.now);
@@ -443,5 +445,30 @@ mod tests {
         assert_eq!(verdict.applied, Applied::BoostTask);
         let clock = policy.go_by(&task, cpu, &later);
         assert_eq!(policy.tasks[&task.id].vtime, clock);
+    }
+
+    /// The backend of the engine in user space is ejected when somebody has waited for 5 s.
+    #[test]
+    fn nobody_is_sent_so_far_away_that_a_watchdog_of_5_s_barks() {
+        let idle = Job {
+            urgency: Urgency::IDLE,
+            load: Load::Busy,
+        };
+        let vcpu = Thread {
+            weight: Weight::new(1).unwrap(),
+            ..Thread::new([idle])
+        };
+        // What it is charged for a turn is 34 s.
+        let scenario = Scenario {
+            seed: 0,
+            duration: 20_000 * MS,
+            topology: Topology::flat(1),
+            smt_isolate: false,
+            tasks: vec![Thread::new([Job::BUSY]), Thread::new([Job::BUSY])],
+            vms: vec![Vm::new([vcpu.into()])],
+        };
+        let trace = simulate(&scenario, &mut Latency::default());
+        let longest = trace.waits.iter().map(|wait| wait.ended - wait.began).max();
+        assert!(longest < Some(4000 * MS), "{longest:?}");
     }
 }

@@ -24,6 +24,8 @@ use crate::news::{Ends, News, Switch, Told};
 const AGAIN: u64 = 500_000;
 /// How often. After that it has got lost: its task has left for another scheduling class, for instance.
 const AGAINS: u32 = 7;
+/// How often a task whose turns get lost is handed over anew. Where the kernel has it, that does nothing.
+const ANEWS: u32 = 1;
 
 /// CPU time that a task is charged at most for what it had after its turn. One that was given another scheduling
 /// class meanwhile may have had any.
@@ -134,6 +136,8 @@ struct Known {
     home: Option<CpuId>,
     observed: bool,
     told: Option<u64>,
+    /// How many of its turns have got lost since the last one that began.
+    lost: u32,
 }
 
 impl Default for Known {
@@ -150,6 +154,7 @@ impl Default for Known {
             home: None,
             observed: false,
             told: None,
+            lost: 0,
         }
     }
 }
@@ -376,6 +381,9 @@ impl<B: Backend> Engine<B> {
 
     /// A task runs.
     fn started(&mut self, task: TaskId, cpu: CpuId, exec: u64) {
+        if let Some(known) = self.world.known.get_mut(&task) {
+            known.lost = 0;
+        }
         let known = self.world.known.get(&task);
         if known.is_some_and(|known| known.still_on == Some(cpu)) {
             // Whoever came between has gone, and the next task is not there yet.
@@ -784,7 +792,8 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Asks again for turns that do not begin, and in the end gives them up.
+    /// Asks again for turns that do not begin, and in the end gives them up. Their tasks are handed over anew, as
+    /// nobody else would see to one of which the kernel did not take notice.
     fn look_for_lost(&mut self) {
         let now = self.world.now;
         let mut lost = Vec::new();
@@ -793,15 +802,21 @@ impl<B: Backend> Engine<B> {
                 continue;
             }
             if turn.again == AGAINS {
-                lost.push(*cpu);
+                lost.push((*cpu, turn.task));
                 continue;
             }
             turn.again += 1;
             turn.asked = now;
             self.backend.kick(*cpu, turn.kick);
         }
-        for cpu in lost {
+        for (cpu, task) in lost {
             self.stop(cpu, Some(End::Interrupted));
+            let known = self.world.known.entry(task).or_default();
+            if known.lost < ANEWS && self.world.tasks.contains_key(&task) {
+                known.lost += 1;
+                known.handed = true;
+                self.enqueue(task, Why::Interrupted);
+            }
         }
     }
 }

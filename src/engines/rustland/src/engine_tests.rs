@@ -516,16 +516,18 @@ fn a_turn_that_does_not_begin_is_given_up() {
     bench.wake(0, &[6]);
     bench.switch(0, 0, None, None);
     let mut asked = Vec::new();
-    let mut did = Vec::new();
-    while let Some(at) = bench.engine.next_look().filter(|at| *at < 200 * MS) {
+    let mut dispatched = Vec::new();
+    while let Some(at) = bench.engine.next_look().filter(|at| *at < 400 * MS) {
         asked.push(at);
-        did = bench.pass(at, Vec::new(), &[]);
-        if did != [Did::Kick(0, Kick::Look)] {
+        let did = bench.pass(at, Vec::new(), &[]).into_iter();
+        dispatched.extend(did.filter(|did| matches!(did, Did::Dispatch(..))));
+        if dispatched.len() == 2 {
             break;
         }
     }
     assert_eq!(asked[..3], [MS / 2, 3 * MS / 2, 7 * MS / 2]);
-    assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
+    // Once more, as the kernel may not have taken notice.
+    assert_eq!(dispatched, [Did::Dispatch(5, 0, 1), Did::Dispatch(6, 0, 2)]);
 }
 
 #[test]
