@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use anyhow::{ensure, Context, Result};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapHandle, OpenObject, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{MapCore, MapHandle, Object, OpenObject, RingBuffer, RingBufferBuilder};
 
 use super::bpf::hints_skel::{HintsSkel, HintsSkelBuilder};
 use super::bpf::main_skel::MainSkel;
@@ -142,6 +142,19 @@ fn functions_in(list: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Gives programs that are yet to be loaded all maps that others have by the same name.
+fn share_maps(of: &Object, to: &mut OpenObject) -> Result<()> {
+    for mut map in to.maps_mut() {
+        let shared = of.maps().find(|of| of.name() == map.name());
+        if let Some(shared) = shared {
+            let name = map.name().to_owned();
+            map.reuse_fd(shared.as_fd())
+                .with_context(|| format!("cannot share the map {}", name.display()))?;
+        }
+    }
+    Ok(())
+}
+
 impl<'obj> Hints<'obj> {
     /// Loads the programs with the maps and tunables of the running scheduler, and attaches them.
     ///
@@ -178,14 +191,7 @@ impl<'obj> Hints<'obj> {
         to.nr_cpu_ids = from.nr_cpu_ids;
         to.nr_cpus = from.nr_cpus;
 
-        open.maps.tasks.reuse_fd(main.maps.tasks.as_fd())?;
-        open.maps.pages.reuse_fd(main.maps.pages.as_fd())?;
-        open.maps.cpus.reuse_fd(main.maps.cpus.as_fd())?;
-        open.maps.llcs.reuse_fd(main.maps.llcs.as_fd())?;
-        open.maps.stats.reuse_fd(main.maps.stats.as_fd())?;
-        open.maps.dues.reuse_fd(main.maps.dues.as_fd())?;
-        open.maps.vms.reuse_fd(main.maps.vms.as_fd())?;
-
+        share_maps(main.object(), open.open_object_mut())?;
         let mut skel = open.load().context("the kernel refused the KVM programs")?;
         skel.attach().context("cannot attach to KVM")?;
         let newcomers = Rc::new(RefCell::new(Vec::new()));
