@@ -93,7 +93,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, weight = 0;
+	u64 now = clock_ns(), dsq, key, slice, waiting, clock, credit, weight = 0;
 	struct pv_llc *l;
 	bool rested = false;
 	u32 llc;
@@ -148,6 +148,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		rested = pv_is_rested(t->vtime, clock, slice_ns, weight);
 	}
 	t->vtime = pv_enter_vtime(t->vtime, clock, credit, waiting);
+	key = t->vtime;
 
 	if (t->is_vcpu) {
 		struct pvsched_page *page = page_of(p, t);
@@ -170,12 +171,14 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 			enqueue_boosted(p, t, cpu, home, verdict, now, enq_flags);
 			return;
 		}
-		t->extra_turn = 0;
+		t->extra_turn = is_deferred(t);
+		if (t->extra_turn)
+			key = deferred_key(p, t, t->vtime, t->guest_weight);
 		EVENT(QUEUED, p->pid, PV_QUEUE_FAIR, 0);
 	}
 
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
-	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
+	scx_bpf_dsq_insert_vtime(p, dsq, slice, key, enq_flags);
 	COUNT(enqueued_fair);
 
 	if (kick_idle(p, home))
@@ -283,7 +286,7 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	clock_advance(c, l, t->vtime);
 	take_part(t);
 	t->extra_turn = 0;
-	show_vtime(c, t, prev->scx.weight, now);
+	turn_begin(c, t, prev->scx.weight, now);
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
 	c->turn_end = now + slice;
 	c->boosted_since = 0;
@@ -433,7 +436,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 			t->extra_turn = 0;
 			take_part(t);
 			alone_begin(t, c, l, now);
-			show_vtime(c, t, prev->scx.weight, now);
+			turn_begin(c, t, prev->scx.weight, now);
 		}
 		c->turn_end = now + slice_ns;
 		c->boosted_since = 0;
@@ -466,10 +469,9 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		reweigh(t, guest_weight(t, page));
 	}
 	c->alone_since = 0;
-	c->rank = 0;
 	c->give_way = 0;
 	WRITE_ONCE(c->taken, 0);
-	show_vtime(c, t, p->scx.weight, now);
+	turn_begin(c, t, p->scx.weight, now);
 	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 
@@ -502,6 +504,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 		show_state(t, page, PVSCHED_HOST_RUNNING, cpu, now);
 		WRITE_ONCE(t->posted, 0);
+		WRITE_ONCE(t->deferred, 0);
 		if (next_turn_is_due(t) && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
 			WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
 		t->turns++;
