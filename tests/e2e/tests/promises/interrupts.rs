@@ -143,6 +143,47 @@ fn interrupts(guest: &Guest) -> Result<u64> {
     Ok(table.lines().filter(meant).map(counts).sum())
 }
 
+/// With interrupts of each kind that wake nobody urgent a busy guest gets its share and no more.
+fn interrupts_gain_nothing(guest: &Guest) -> Result<()> {
+    let _load = GuestLoad::start(guest, [0, 1])?;
+    let hogs = Hog::start(4)?;
+    let mut told = String::new();
+    for name in [TICKS, FLOODED, SIGNALLED] {
+        let flood = (name == FLOODED)
+            .then(|| guest.network()?.flood(FLOOD))
+            .transpose()?;
+        // The last case, so that they may go on until the guest ends.
+        let _wakers = (name == SIGNALLED)
+            .then(|| guest.spawn(WAKERS))
+            .transpose()?;
+        thread::sleep(SETTLE);
+        let before = interrupts(guest)?;
+        let (used, ()) = Used::during(guest, &hogs, || {
+            thread::sleep(SHARE);
+            Ok(())
+        })?;
+        let interrupts = interrupts(guest)? - before;
+        drop(flood);
+        let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
+        told += &format!(
+            "{name}: {interrupts} interrupts, each vCPU {vcpu:.3} of its share, the least of the \
+             host's tasks {least:.3}\n"
+        );
+        ensure!(
+            (margins::SHARE_OF_INTERRUPTED.0..=margins::SHARE_OF_INTERRUPTED.1).contains(&vcpu),
+            "{told}from {:.2} to {:.2} is fair",
+            margins::SHARE_OF_INTERRUPTED.0,
+            margins::SHARE_OF_INTERRUPTED.1
+        );
+        ensure!(
+            name == TICKS || interrupts >= 100,
+            "{told}too few interrupts to show anything"
+        );
+    }
+    print!("{told}");
+    Ok(())
+}
+
 #[test]
 fn interrupts_that_wake_nobody_urgent_gain_a_guest_no_cpu_time() -> Result<()> {
     promise(|| {
@@ -153,44 +194,20 @@ fn interrupts_that_wake_nobody_urgent_gain_a_guest_no_cpu_time() -> Result<()> {
             },
             ..ChainOptions::default()
         })?;
-        let _load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
-        let hogs = Hog::start(4)?;
-        let mut told = String::new();
-        for name in [TICKS, FLOODED, SIGNALLED] {
-            let guest = &chain.vm.guest;
-            let flood = (name == FLOODED)
-                .then(|| guest.network()?.flood(FLOOD))
-                .transpose()?;
-            // The last case, so that they may go on until the guest ends.
-            let _wakers = (name == SIGNALLED)
-                .then(|| guest.spawn(WAKERS))
-                .transpose()?;
-            thread::sleep(SETTLE);
-            let before = interrupts(guest)?;
-            let (used, ()) = Used::during(guest, &hogs, || {
-                thread::sleep(SHARE);
-                Ok(())
-            })?;
-            let interrupts = interrupts(guest)? - before;
-            drop(flood);
-            let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
-            told += &format!(
-                "{name}: {interrupts} interrupts, each vCPU {vcpu:.3} of its share, the least of the \
-                 host's tasks {least:.3}\n"
-            );
-            ensure!(
-                (margins::SHARE_OF_INTERRUPTED.0..=margins::SHARE_OF_INTERRUPTED.1).contains(&vcpu),
-                "{told}from {:.2} to {:.2} is fair",
-                margins::SHARE_OF_INTERRUPTED.0,
-                margins::SHARE_OF_INTERRUPTED.1
-            );
-            ensure!(
-                name == TICKS || interrupts >= 100,
-                "{told}too few interrupts to show anything"
-            );
-        }
-        print!("{told}");
+        interrupts_gain_nothing(&chain.vm.guest)?;
         chain.scheduler()?.check()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn interrupts_gain_a_guest_without_anything_no_cpu_time() -> Result<()> {
+    promise(|| {
+        let guest = Guest::builder().name("silent").network(true).boot()?;
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        interrupts_gain_nothing(&guest)?;
+        scheduler.check()?;
+        scheduler.stop()?;
         Ok(())
     })
 }

@@ -26,6 +26,8 @@ struct Cell {
     p99: f64,
     host_rate: f64,
     vcpus: f64,
+    /// CPU time of each vCPU, of its fair share.
+    share: f64,
 }
 
 /// Medians over the rounds, of ratios within a round.
@@ -154,6 +156,38 @@ fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     })
 }
 
+#[test]
+fn a_guest_without_anything_wakes_up_sooner_and_has_its_share() -> Result<()> {
+    promise(|| {
+        let guest = Guest::builder().name("silent").boot()?;
+        let _load = GuestLoad::start(&guest, 0..2)?;
+        let (mut latencies, mut shares) = (Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let phase = phase_of_round(round, ROUNDS);
+            let hogs = Hog::start(4)?;
+            let kernels = measure(&guest, &hogs, phase)?;
+            let mut scheduler = Scheduler::start::<&str>(&[])?;
+            let ours = measure(&guest, &hogs, phase)?;
+            println!("{}", counts(&scheduler.stats()?));
+            scheduler.check()?;
+            scheduler.stop()?;
+            println!("round {round}: kernel's scheduler {kernels:.2?}, scx_pvsched {ours:.2?}");
+            latencies.push(ours.p90 / kernels.p90);
+            shares.push(ours.share);
+        }
+        let (latency, share) = (median(&latencies)?, median(&shares)?);
+        println!("p90 is {latency:.2} of the kernel's, vCPUs have {share:.3} of their share");
+        let (least, most) = margins::SHARE_OF_INTERRUPTED;
+        ensure!(
+            latency <= margins::SILENT_OF_KERNELS && (least..=most).contains(&share),
+            "p90 is {latency:.2} of the kernel's, vCPUs have {share:.3} of their share; at most \
+             {:.2}, {least:.2} to {most:.2}",
+            margins::SILENT_OF_KERNELS
+        );
+        Ok(())
+    })
+}
+
 #[allow(clippy::cast_precision_loss)]
 fn measure(guest: &Guest, hogs: &Hog, phase: Duration) -> Result<Cell> {
     let cyclictest = Cyclictest {
@@ -174,5 +208,6 @@ fn measure(guest: &Guest, hogs: &Hog, phase: Duration) -> Result<Cell> {
         p99: measured.p99() as f64,
         host_rate: used.work.rate(),
         vcpus: used.vcpus.iter().sum::<f64>() / used.work.elapsed.as_secs_f64(),
+        share: used.share_of_vcpu(),
     })
 }
