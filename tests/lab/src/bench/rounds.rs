@@ -259,8 +259,8 @@ impl Bench {
             self.prepare(contender)?;
             let started = contender.start(self.stage.guest(contender).ok())?;
             let started = running.insert(started);
-            if contender.cooperates() && self.stage.guest(contender).is_ok() {
-                self.stage.wait_attached(started)?;
+            if self.stage.guest(contender).is_ok() {
+                self.stage.wait_ready(contender, started)?;
             }
             std::thread::sleep(SETTLE);
         }

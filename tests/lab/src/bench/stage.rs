@@ -111,18 +111,30 @@ impl Stage {
         self.batch.as_ref().context("there is no batch VM")
     }
 
-    /// Waits until scx_pvsched has the vCPUs of a guest that cooperates.
-    pub fn wait_attached(&self, running: &Running) -> Result<()> {
-        let scheduler = running.pvsched()?;
+    /// Waits until scx_pvsched, if that is what runs, has KVM's hints, and the vCPUs of a guest that
+    /// cooperates: both come after it has begun to schedule.
+    pub fn wait_ready(&self, contender: &Contender, running: &Running) -> Result<()> {
+        let Ok(scheduler) = running.pvsched() else {
+            return Ok(());
+        };
+        let vcpus = u64::from(if contender.cooperates() { VCPUS } else { 0 });
         let start = Instant::now();
-        while scheduler.stats()?["nr_vcpus"].as_u64() < Some(u64::from(VCPUS)) {
+        loop {
+            let stats = scheduler.stats()?;
+            let hinted = stats["hint_sources"]
+                .as_str()
+                .is_some_and(|live| !live.is_empty());
+            if hinted && stats["nr_vcpus"].as_u64() >= Some(vcpus) {
+                return Ok(());
+            }
             ensure!(
                 start.elapsed() < ATTACH_LIMIT,
-                "the vCPUs were not handed over within {ATTACH_LIMIT:?}"
+                "{} of {vcpus} vCPUs were handed over within {ATTACH_LIMIT:?}, with{} hints from KVM",
+                stats["nr_vcpus"],
+                if hinted { "" } else { "out" }
             );
             std::thread::sleep(LOOK);
         }
-        Ok(())
     }
 
     /// After a failure: lets go of the guests that have stopped, and tells which.
