@@ -456,6 +456,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page = NULL;
 	u64 clock, chosen;
+	bool deferred;
 
 	if (!t || !c || !l)
 		return;
@@ -468,6 +469,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		page = page_of(p, t);
 		reweigh(t, guest_weight(t, page));
 	}
+	deferred = t->extra_turn && t->state == PV_STATE_FAIR;
 	c->alone_since = 0;
 	c->give_way = 0;
 	WRITE_ONCE(c->taken, 0);
@@ -480,6 +482,9 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		c->turn_end = 0;
 		if (!c->boosted_since)
 			c->boosted_since = now;
+		/* Where all who wait are too far ahead nobody would move the clocks on. */
+		if (deferred)
+			clock_advance(c, l, not_beyond_first(t->vtime, cpu, llc));
 	} else {
 		t->extra_turn = 0;
 		c->turn_end = now + p->scx.slice;
