@@ -104,35 +104,27 @@ static inline void hint_taken(struct pv_task *t, u64 now)
 	t->hint_at = 0;
 	t->started = 0;
 	t->entered = 0;
-	WRITE_ONCE(t->unset, 0);
 }
 
 /*
- * How far ahead of its share a vCPU may be for an interrupt of which nothing is known: by
- * the budget of interrupts, and by what a fair turn makes of it, which lasts until a
- * tick and so up to two slices. If nobody has handed it over, each of its ticks is such an
- * interrupt, and where those cost it more than its share it would always be that far ahead:
- * measured (emulated, 6.18), half of a guest's urgent tasks ran within 0.6 ms, but some after
- * 50, and a server answered half as many requests. So it may be less.
+ * Where nothing urgent ever comes of a vCPU's interrupts, it is put ahead for
+ * them only while it is hardly ahead of its share: by the budget of interrupts,
+ * and by what a fair turn makes of it, which lasts until a tick and so up to two
+ * slices. And not at all if nobody tells when its guest has taken them, as it then
+ * keeps the CPU for longer than it takes. A guest may say better what a vCPU is for.
  */
-static inline u64 lead_limit(struct pv_task *t)
+static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead, bool publishes)
 {
-	struct pv_vm *vm = t->attachment ? vm_of(t) : NULL;
+	struct pv_vm *vm;
 
-	return vm ? READ_ONCE(vm->irq_budget_ns) + 2 * slice_ns : slice_min_ns;
-}
-
-/*
- * Where nothing urgent ever comes of a vCPU's interrupts, it is put ahead for them only
- * while it is hardly ahead of its share. A guest may say better what a vCPU is for.
- */
-static inline bool is_worth_a_boost(struct pv_task *t, u32 rank, s64 lead)
-{
 	if (rank > PV_RANK_IRQ || has_role(t, PVSCHED_ROLE_INTERRUPT))
 		return true;
 	if (has_role(t, PVSCHED_ROLE_BATCH))
 		return false;
-	return t->promise || lead <= 0 || (u64)lead <= lead_limit(t);
+	if (t->promise || lead <= 0)
+		return true;
+	vm = publishes ? vm_of(t) : NULL;
+	return vm && (u64)lead <= READ_ONCE(vm->irq_budget_ns) + 2 * slice_ns;
 }
 
 /* It was put ahead for a timer of its guest, and has not run since. */
@@ -149,12 +141,6 @@ static inline bool next_turn_is_due(struct pv_task *t)
 static inline bool is_due(struct pv_task *t, u64 now)
 {
 	return now < READ_ONCE(t->due_until) || next_turn_is_due(t);
-}
-
-/* From pv_task.entered_at on, for a vCPU whose guest does not publish. */
-static inline u64 silent_boost(struct pv_task *t)
-{
-	return pv_silent_boost(irq_boost_ns, READ_ONCE(t->timer_only), READ_ONCE(t->unset));
 }
 
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
@@ -242,14 +228,14 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			hint_taken(t, now);
 	} else if (t->hint_at) {
 		/* Nobody tells when the interrupt was taken: it gets a fixed time in the guest. */
-		if (t->entered && now - t->entered_at >= silent_boost(t))
+		if (t->entered && now - t->entered_at >= irq_boost_ns)
 			hint_taken(t, now);
 		else
 			boost = PV_BOOST_IRQ;
 	}
 	if (boost == PV_BOOST_IRQ) {
 		rank = due ? t->due_rank : t->hint_rank;
-		if (!is_worth_a_boost(t, rank, lead)) {
+		if (!is_worth_a_boost(t, rank, lead, page)) {
 			boost = PV_BOOST_NONE;
 			rank = PV_RANK_NONE;
 		}
@@ -289,26 +275,6 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 static inline u64 weight_of(struct pv_task *t, u32 weight, u32 guest)
 {
 	return pv_weight_in(pv_weight(weight, guest), t->part);
-}
-
-/* Whether all that keeps a vCPU from being put ahead for an interrupt is how far ahead it is. */
-static inline bool is_deferred(struct pv_task *t)
-{
-	return READ_ONCE(t->hint_at) && !t->task_spent && !t->irq_spent && !is_observed(t) &&
-	       !has_role(t, PVSCHED_ROLE_BATCH);
-}
-
-/*
- * Where in its fair queue a vCPU waits for which an interrupt waits too, and that is too far ahead
- * of its share to be put ahead for it: as if it were not that far. Else it would wait until it
- * is not ahead at all, and its guest would set no timer meanwhile.
- */
-static inline u64 deferred_key(struct task_struct *p, struct pv_task *t, u64 vtime, u32 guest_weight)
-{
-	/* A guest's light work does not make its interrupts cheaper. */
-	if (guest_weight < PV_GUEST_WEIGHT_DFL)
-		guest_weight = PV_GUEST_WEIGHT_DFL;
-	return vtime - pv_charge(lead_limit(t), weight_of(t, p->scx.weight, guest_weight));
 }
 
 /* How far a vCPU is ahead of its fair share at its thread's weight, in ns of CPU. */

@@ -14,7 +14,6 @@
 #include <scx/common.bpf.h>
 #include "placement.bpf.h"
 #include "interrupts.bpf.h"
-#include "reminders.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -177,15 +176,6 @@ static inline u64 early_by(struct task_struct *p, struct pv_task *t, struct pv_c
 	return vm ? pv_early(READ_ONCE(c->enter_ns), task_lead(p, t), READ_ONCE(vm->task_budget_ns)) : 0;
 }
 
-/* Whether the guest has set its timer, and that has not yet expired. */
-static inline bool is_timer_set(struct kvm_vcpu___pv *vcpu, u64 now)
-{
-	struct kvm_lapic___pv *apic = BPF_CORE_READ(vcpu, arch.apic);
-
-	return BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use) ||
-	       (u64)BPF_CORE_READ(apic, lapic_timer.timer.node.expires) > now;
-}
-
 /* When the guest's next timer interrupt comes, ns of CLOCK_MONOTONIC; 0 where not known. */
 static inline u64 next_timer(struct kvm_vcpu___pv *vcpu, u64 word)
 {
@@ -244,16 +234,8 @@ int BPF_PROG(on_sched_out)
 	if (READ_ONCE(t->state) != PV_STATE_FAIR)
 		return 0;
 	page = page_of(p, t);
-	if (is_observed(t))
+	if (!page || is_observed(t))
 		return 0;
-	if (!page) {
-		/* Taken off before it has seen to its timer: nothing would tell of the next one. */
-		if (t->sets_timer && !is_timer_set(vcpu, clock_ns())) {
-			note_timer(t);
-			urge(p, t, page, READ_ONCE(t->ticket), PV_RANK_IRQ);
-		}
-		return 0;
-	}
 	word = READ_ONCE(page->timer);
 	rank = capped(t, pv_timer_rank(word));
 	if (!c || (!rank && !is_light(t)))
@@ -282,24 +264,16 @@ int BPF_PROG(on_sched_out)
 	return 0;
 }
 
-/* @p enters guest mode ahead of its turn. If its guest does not publish nobody tells when that is to end. */
-static inline void judge_later(struct task_struct *p, struct pv_task *t, struct pv_cpu *c, u64 now)
-{
-	if (c && t->extra_turn && !page_of(p, t))
-		remind(bpf_get_smp_processor_id(), c->turn_at, silent_boost(t), now);
-}
-
 SEC("tp_btf/kvm_entry")
 int BPF_PROG(on_entry)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
-	struct kvm_vcpu___pv *vcpu = (void *)ctx[0];
 	struct pv_task *t;
 	struct pv_cpu *c;
 	u64 now;
 
 	t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!t || !vcpu)
+	if (!t)
 		return 0;
 	if (!t->is_vcpu) {
 		s32 tid = p->pid;
@@ -312,15 +286,6 @@ int BPF_PROG(on_entry)
 		t->tid = p->pid;
 		t->is_vcpu = 1;
 	}
-	if (t->entered && READ_ONCE(t->unset)) {
-		now = clock_ns();
-		if (is_timer_set(vcpu, now)) {
-			WRITE_ONCE(t->unset, 0);
-			t->sets_timer = 1;
-			t->entered_at = now;
-			judge_later(p, t, cpu_of(bpf_get_smp_processor_id()), now);
-		}
-	}
 	if (t->hint_at && !t->entered) {
 		now = clock_ns();
 		t->entered_at = now;
@@ -330,7 +295,6 @@ int BPF_PROG(on_entry)
 		/* Of those that had to wait for a CPU, and not for a fair turn. */
 		if (c && t->started && now > t->hint_at && !is_observed(t))
 			c->enter_ns = pv_average(c->enter_ns, now - t->hint_at);
-		judge_later(p, t, c, now);
 	}
 	return 0;
 }

@@ -57,14 +57,6 @@ static inline u32 note_urgent(struct pv_task *t, struct pvsched_page *page, u64 
 	return rank;
 }
 
-/* The timer of a guest that does not publish has expired. */
-static inline void note_timer(struct pv_task *t)
-{
-	if (!READ_ONCE(t->hint_at))
-		WRITE_ONCE(t->timer_only, 1);
-	WRITE_ONCE(t->unset, 1);
-}
-
 static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 {
 	s32 tid = vcpu_tid(vcpu);
@@ -91,20 +83,15 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	 */
 	page = page_of(p, t);
 	own = source == PV_HINT_IRQ && p == bpf_get_current_task_btf();
-	if (source == PV_HINT_TIMER) {
+	if (source == PV_HINT_TIMER)
 		WRITE_ONCE(t->timer_known, 1);
-		if (!page)
-			note_timer(t);
-	}
 	if ((own && __sync_lock_test_and_set(&t->timer_known, 0)) ||
 	    (source == PV_HINT_WAKE && has_untaken(t, page))) {
 		COUNT(hints_repeated);
 		goto release;
 	}
 
-	if (!own && source != PV_HINT_TIMER)
-		WRITE_ONCE(t->timer_only, 0);
-	else if (page)
+	if (page && (own || source == PV_HINT_TIMER))
 		timer = READ_ONCE(page->timer);
 	ticket = new_ticket(t, page);
 	if (timer & PVSCHED_TIMER_KNOWN) {

@@ -129,13 +129,9 @@ struct pv_task {
 	u32 hint_rank;		/* what the hint is worth */
 	u32 timer_known;	/* its timer's expiry was seen, the delivery not yet */
 	u32 posted;		/* told to a CPU that has not looked yet */
-	u32 deferred;		/* too far ahead for the interrupt that waits: told to a CPU, or queued so */
 	u32 started;		/* it ran since that hint */
 	u32 entered;		/* in guest mode since that hint */
-	u64 entered_at;		/* ns of that entry, or of the one since which its timer is set */
-	u32 unset;		/* its timer expired, and its guest has not yet set it anew */
-	u32 timer_only;		/* all interrupts that it has not yet taken are its timer's */
-	u32 sets_timer;		/* its guest has done so before */
+	u64 entered_at;		/* ns of that entry */
 	u32 boost;		/* enum pv_boost in force while it runs */
 	u32 rank;		/* in force while it runs */
 	u32 extra_turn;		/* it runs ahead of its fair turn */

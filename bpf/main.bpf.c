@@ -93,7 +93,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = clock_ns(), dsq, key, slice, waiting, clock, credit, weight = 0;
+	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, weight = 0;
 	struct pv_llc *l;
 	bool rested = false;
 	u32 llc;
@@ -148,7 +148,6 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		rested = pv_is_rested(t->vtime, clock, slice_ns, weight);
 	}
 	t->vtime = pv_enter_vtime(t->vtime, clock, credit, waiting);
-	key = t->vtime;
 
 	if (t->is_vcpu) {
 		struct pvsched_page *page = page_of(p, t);
@@ -171,14 +170,12 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 			enqueue_boosted(p, t, cpu, home, verdict, now, enq_flags);
 			return;
 		}
-		t->extra_turn = is_deferred(t);
-		if (t->extra_turn)
-			key = deferred_key(p, t, t->vtime, t->guest_weight);
+		t->extra_turn = 0;
 		EVENT(QUEUED, p->pid, PV_QUEUE_FAIR, 0);
 	}
 
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
-	scx_bpf_dsq_insert_vtime(p, dsq, slice, key, enq_flags);
+	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
 	COUNT(enqueued_fair);
 
 	if (kick_idle(p, home))
@@ -456,7 +453,6 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page = NULL;
 	u64 clock, chosen;
-	bool deferred;
 
 	if (!t || !c || !l)
 		return;
@@ -469,7 +465,6 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		page = page_of(p, t);
 		reweigh(t, guest_weight(t, page));
 	}
-	deferred = t->extra_turn && t->state == PV_STATE_FAIR;
 	c->alone_since = 0;
 	c->give_way = 0;
 	WRITE_ONCE(c->taken, 0);
@@ -482,9 +477,6 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		c->turn_end = 0;
 		if (!c->boosted_since)
 			c->boosted_since = now;
-		/* Where all who wait are too far ahead nobody would move the clocks on. */
-		if (deferred)
-			clock_advance(c, l, not_beyond_first(t->vtime, cpu, llc));
 	} else {
 		t->extra_turn = 0;
 		c->turn_end = now + p->scx.slice;
@@ -509,7 +501,6 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 		show_state(t, page, PVSCHED_HOST_RUNNING, cpu, now);
 		WRITE_ONCE(t->posted, 0);
-		WRITE_ONCE(t->deferred, 0);
 		if (next_turn_is_due(t) && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
 			WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
 		t->turns++;

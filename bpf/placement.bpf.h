@@ -104,19 +104,6 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 }
 
 /*
- * An interrupt has come in for @p, which waits and is too far ahead of its share to be put ahead
- * for it. There is time to move it to its deferred_key(): the next dispatch sees to it.
- */
-static inline void defer(struct task_struct *p, struct pv_task *t)
-{
-	s32 home = home_of(p, t);
-	struct pv_cpu *c = cpu_of(home >= 0 ? home : (s32)bpf_get_smp_processor_id());
-
-	if (c && is_deferred(t) && !__sync_lock_test_and_set(&t->deferred, 1))
-		post(c, BPF_CORE_READ(p, pid));
-}
-
-/*
  * Something worth @rank waits for @p. If that waits in a fair queue itself, a
  * CPU is told to move it ahead. @given: another vCPU gives its turn for it.
  */
@@ -133,10 +120,9 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 		return;
 
 	lead = task_lead(p, t);
-	if (!given && !is_worth_a_boost(t, rank, lead)) {
+	if (!given && !is_worth_a_boost(t, rank, lead, page_of(p, t))) {
 		COUNT(hints_ahead);
 		EVENT(REFUSED, t->tid, PV_REFUSED_AHEAD, rank);
-		defer(p, t);
 		goto stay;
 	}
 	if (task_is_spent(t, lead) || irq_is_spent(t, now)) {

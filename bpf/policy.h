@@ -450,21 +450,6 @@ static inline unsigned long long pv_average(unsigned long long average, unsigned
 	return average ? average - average / 8 + sample / 8 : sample;
 }
 
-/*
- * For how long a guest that does not publish is boosted from its entry on, where @boost is what it
- * gets for the interrupt of a device. Most of its timer's are ticks, so it gets less for
- * those, but from when it has set the timer anew: until then it cannot have seen to what it was
- * woken for, and, should it lose its CPU, nothing would tell of the next timer. Some guests never
- * set it.
- */
-static inline unsigned long long pv_silent_boost(unsigned long long boost, bool timer_only,
-						 bool sets_timer)
-{
-	if (boost > PV_TIME_MAX)
-		boost = PV_TIME_MAX;
-	return sets_timer ? boost * 2 : timer_only ? boost / 4 : boost;
-}
-
 /* However slow the machine, a vCPU is not put ahead of its guest's timer by more. */
 #define PV_EARLY_MAX_NS		(4 * PV_NSEC_PER_MSEC)
 

@@ -116,8 +116,7 @@ static inline void post(struct pv_cpu *c, s32 whom)
 /*
  * Moves one posted vCPU from its fair queue to a boost queue that @cpu, in
  * @llc, looks at; or to where it belongs in the fair queue, if its guest has
- * got more to do than what it is weighed by, or an interrupt waits for it for which
- * it is too far ahead: it gets a short turn as soon as it no longer is.
+ * got more to do than what it is weighed by.
  */
 __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
@@ -151,18 +150,12 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 		key = pv_boost_key(rank, now);
 		t->extra_turn = 1;
 	} else {
+		weight = guest_weight(t, page);
+		if (weight <= t->guest_weight)
+			goto release;
 		/* Its vtime itself follows when its turn begins, on whichever CPU that is. */
 		dsq = t->dsq;
-		key = t->vtime;
-		weight = guest_weight(t, page);
-		if (weight > t->guest_weight)
-			key = pv_reweigh(key, clock_read(t->clock), t->guest_weight, weight);
-		else if (!is_deferred(t))
-			goto release;
-		if (is_deferred(t)) {
-			key = deferred_key(p, t, key, weight);
-			t->extra_turn = 1;
-		}
+		key = pv_reweigh(t->vtime, clock_read(t->clock), t->guest_weight, weight);
 	}
 
 	if (!bpf_iter_scx_dsq_new(&it, t->dsq, 0)) {

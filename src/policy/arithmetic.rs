@@ -95,8 +95,6 @@ pure! {
     debt_repay = pv_debt_repay(debt: u64, unboosted: u64) -> u64;
     /// A moving average with one more sample.
     average = pv_average(average: u64, sample: u64) -> u64;
-    /// For how long a guest that does not publish is boosted for an interrupt.
-    silent_boost = pv_silent_boost(boost: u64, timer_only: bool, sets_timer: bool) -> u64;
     /// How long before a guest's timer its vCPU is put ahead, in ns.
     early = pv_early(enter: u64, lead: i64, budget: u64) -> u64;
     /// A part of what a vCPU wanted of late, and all of that is `total`, in ns.
@@ -430,14 +428,6 @@ mod tests {
         fn one_that_is_owed_time_gets_there_six_times_as_early(enter in 0u64..MS / 2, budget: u64) {
             prop_assert_eq!(early(enter, 0, budget), 6 * enter);
             prop_assert_eq!(early(enter, i64::try_from(budget / 4 + 1).unwrap(), budget), enter);
-        }
-
-        #[test]
-        fn a_tick_is_worth_less_than_a_device_and_has_time_to_set_the_next(boost: u64) {
-            let device = silent_boost(boost, false, false);
-            prop_assert!(silent_boost(boost, true, false) <= device / 4);
-            prop_assert_eq!(silent_boost(boost, true, true), 2 * device);
-            prop_assert!(device <= boost && device <= PV_TIME_MAX);
         }
 
         #[test]

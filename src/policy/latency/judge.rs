@@ -160,11 +160,14 @@ impl State {
         let applied = Applied::BoostIrq;
         if let Some((rank, known_idle)) = interrupt {
             let allowance = signed(vcpu.limits.irq_budget.saturating_add(2 * slice));
+            let published = vcpu.published.is_some();
             let is_worth = rank > math::PV_RANK_IRQ
                 || match vcpu.role {
                     Role::Interrupt => true,
                     Role::Batch => false,
-                    Role::None | Role::Latency => self.promise > 0 || lead <= allowance,
+                    Role::None | Role::Latency => {
+                        self.promise > 0 || lead <= 0 || published && lead <= allowance
+                    }
                 };
             if is_worth && !known_idle {
                 return Verdict { rank, applied };

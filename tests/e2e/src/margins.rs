@@ -12,14 +12,6 @@ pub const LATENCY_OF_KERNELS: f64 = 1.0 / 3.0;
 /// which the README tells.
 pub const LATENCY_OF_FLOOR: f64 = 2.0;
 
-/// The p50 of a guest without device, driver and agent, of that under the kernel's own scheduler in the same
-/// boot; measured: 0.35.
-pub const SILENT_P50_OF_KERNELS: f64 = 0.75;
-
-/// Its p90. Half of the kernel's is the aim; measured: 0.61, with ticks that cost it much of its share, as
-/// they do on emulated processors. Not to be worse is what can be asked for there.
-pub const SILENT_P90_OF_KERNELS: f64 = 1.0;
-
 /// From an interrupt's acceptance for a vCPU to guest mode: the p99 on a loaded host, of that under the
 /// kernel's own scheduler in the same boot. What the project promises; measured: 0.07 to 0.19.
 pub const INTERRUPT_OF_KERNELS: f64 = 1.0 / 5.0;
