@@ -469,13 +469,19 @@ fn a_group_binds_a_vcpu_to_its_home() {
     assert_eq!(did, home);
 }
 
-#[test]
-fn a_hint_ends_the_turn_if_the_policy_says_so() {
+/// The vCPU 5 runs, 6 waits for its CPU, and is to go first when that is decided again.
+fn vcpu_before_a_task() -> Bench {
     let mut bench = Bench::new(1);
     bench.pass(0, Vec::new(), &[told(0, 5, None, false)]);
     bench.wake(0, &[5, 6]);
     bench.switch(0, 0, None, Some((5, 0)));
     bench.script.borrow_mut().orders.insert(5, 9);
+    bench
+}
+
+#[test]
+fn a_hint_ends_the_turn_if_the_policy_says_so() {
+    let mut bench = vcpu_before_a_task();
     let stays = bench.pass(MS, Vec::new(), &[told(MS, 5, None, true)]);
     assert_eq!(stays, []);
     bench.script.borrow_mut().hint = Some(Reaction::PlaceAgain);
@@ -489,11 +495,7 @@ fn a_hint_ends_the_turn_if_the_policy_says_so() {
 /// What a vCPU has not taken when it loses the CPU is known only then, and by then it has its place.
 #[test]
 fn news_of_a_vcpu_that_had_to_make_room_may_change_its_place() {
-    let mut bench = Bench::new(1);
-    bench.pass(0, Vec::new(), &[told(0, 5, None, false)]);
-    bench.wake(0, &[5, 6]);
-    bench.switch(0, 0, None, Some((5, 0)));
-    bench.script.borrow_mut().orders.insert(5, 9);
+    let mut bench = vcpu_before_a_task();
     bench.pass(4 * MS, Vec::new(), &[]);
     bench.script.borrow_mut().hint = Some(Reaction::PlaceAgain);
     bench.script.borrow_mut().orders.insert(5, 1);

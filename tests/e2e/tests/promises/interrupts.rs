@@ -206,6 +206,9 @@ fn interrupts_gain_a_guest_without_anything_no_cpu_time() -> Result<()> {
         let guest = Guest::builder().name("silent").network(true).boot()?;
         let mut scheduler = Scheduler::start::<&str>(&[])?;
         interrupts_gain_nothing(&guest)?;
+        // Without any it would have had its share, too.
+        let boosts = scheduler.stats()?["boosts_irq"].as_u64();
+        ensure!(boosts > Some(100), "{boosts:?} boosts for interrupts");
         scheduler.check()?;
         scheduler.stop()?;
         Ok(())
