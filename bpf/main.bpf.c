@@ -115,7 +115,8 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
-	if (hold_back(p, t, now, enq_flags)) {
+	/* What keeps it on its CPU is short, and others may wait for that. */
+	if (!is_migration_disabled(p) && hold_back(p, t, now, enq_flags)) {
 		if (t->is_vcpu && !t->wants_since)
 			show_state(t, page_of(p, t), PVSCHED_HOST_WAITING, cpu, now);
 		if (t->is_vcpu)

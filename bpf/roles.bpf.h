@@ -29,7 +29,8 @@ __noinline s32 home_of(struct task_struct *p __arg_trusted, struct pv_task *t __
 	struct pv_home *home;
 	s32 cpu;
 
-	if (!has_group(t))
+	/* Where it cannot leave its CPU now it has no other. */
+	if (!has_group(t) || is_migration_disabled(p))
 		return -1;
 	home = bpf_task_storage_get(&homes, p, 0, 0);
 	if (!home)

@@ -165,6 +165,9 @@ impl<'obj> Instance<'obj> {
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
         // A vCPU that has to leave a CPU does so although nobody else wants that CPU.
         skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
+        // Else the kernel gives a task that loses its CPU while it may not migrate, as in a BPF program
+        // that KVM's hints run, the next turn there and 20 ms.
+        skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_MIGRATION_DISABLED;
         if options.partial {
             skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_SWITCH_PARTIAL;
         } else {
