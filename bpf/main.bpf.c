@@ -479,8 +479,14 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		if (!c->boosted_since)
 			c->boosted_since = now;
 	} else {
+		u64 slice = p->scx.slice;
+
+		if (t->extra_turn && slice > slice_ns) {
+			slice = slice_ns;
+			scx_bpf_task_set_slice(p, slice);
+		}
 		t->extra_turn = 0;
-		c->turn_end = now + p->scx.slice;
+		c->turn_end = now + slice;
 		c->boosted_since = 0;
 		/* Only fair turns move the clocks on; a boosted vCPU is ahead of them. */
 		if (anybody_queues(cpu, llc)) {
@@ -605,8 +611,6 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 	t->boost = PV_BOOST_NONE;
 	t->rank = PV_RANK_NONE;
 	WRITE_ONCE(t->state, PV_STATE_ELSEWHERE);
-	if (!runnable)
-		t->extra_turn = 0;
 }
 
 /*
@@ -679,8 +683,16 @@ void BPF_STRUCT_OPS(pvsched_quiescent, struct task_struct *p, u64 deq_flags)
 {
 	struct pv_task *t = task_of(p);
 
-	if (t)
-		group_count(t, 0);
+	if (!t)
+		return;
+	group_count(t, 0);
+	/*
+	 * The kernel takes a task that runs off the run queue and puts it back at once when its
+	 * affinity, policy or the like changes, also when a BPF program in which it lost the CPU
+	 * lets it migrate again. Its turn goes on then, and is as urgent as it was.
+	 */
+	if (deq_flags & SCX_DEQ_SLEEP)
+		t->extra_turn = 0;
 }
 
 void BPF_STRUCT_OPS(pvsched_set_weight, struct task_struct *p, u32 weight)
