@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use nix::sched::{sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 
@@ -18,6 +18,27 @@ pub fn scheduler_state() -> Result<String> {
 /// The name of the sched_ext scheduler that runs.
 pub fn scheduler_name() -> Result<String> {
     word(Path::new("/sys/kernel/sched_ext/root/ops"))
+}
+
+/// Ensures that the scheduler has been asked about every task that may not migrate. Each other one was given
+/// the next turn and 20 ms by the kernel, as often happens to vCPUs: a thread that runs a BPF program may
+/// not migrate meanwhile.
+pub fn ensure_all_were_asked_about() -> Result<()> {
+    let unasked = event("SCX_EV_ENQ_SKIP_MIGRATION_DISABLED")?;
+    ensure!(unasked == 0, "the kernel itself queued {unasked} tasks");
+    Ok(())
+}
+
+/// How often something has happened since the scheduler began, by the name in `struct scx_event_stats` of
+/// the kernel.
+fn event(name: &str) -> Result<u64> {
+    let path = "/sys/kernel/sched_ext/root/events";
+    let text = fs::read_to_string(path).context(path)?;
+    let lines = text.lines().filter_map(|line| line.split_once(' '));
+    let count = lines
+        .filter(|(of, _)| *of == name)
+        .find_map(|(_, count)| count.trim().parse().ok());
+    count.with_context(|| format!("{name} in {path}"))
 }
 
 /// CPU time that a thread has used.

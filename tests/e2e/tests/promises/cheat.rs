@@ -169,6 +169,7 @@ fn a_lie_gains_nothing_on_a_cpu_that_is_busier_than_another() -> Result<()> {
         // Twice as long, as with half as many CPUs the budget is twice as much of a share.
         let times = times(&crowd.each_ref(), 2 * DURATION)?;
         let vcpus = (used()? - before).as_secs_f64();
+        host::ensure_all_were_asked_about()?;
         chain.scheduler()?.check()?;
         let fair = (vcpus + times.iter().sum::<f64>()) / 4.0;
         let least = times.iter().copied().fold(f64::INFINITY, f64::min) / fair;

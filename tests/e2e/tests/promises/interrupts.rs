@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use pvsched_e2e::{margins, median, promise};
+use pvsched_e2e::{host, margins, median, promise};
 use pvsched_lab::chain::{Chain, ChainOptions, Scheduler, Vm, VmOptions};
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
@@ -209,6 +209,7 @@ fn interrupts_gain_a_guest_without_anything_no_cpu_time() -> Result<()> {
         // Without any it would have had its share, too.
         let boosts = scheduler.stats()?["boosts_irq"].as_u64();
         ensure!(boosts > Some(100), "{boosts:?} boosts for interrupts");
+        host::ensure_all_were_asked_about()?;
         scheduler.check()?;
         scheduler.stop()?;
         Ok(())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
-use pvsched_e2e::{margins, median, promise};
+use pvsched_e2e::{host, margins, median, promise};
 use pvsched_lab::chain::{Scheduler, Vm, VmOptions};
 use pvsched_lab::guest::Guest;
 use pvsched_lab::hog::Hog;
@@ -79,6 +79,7 @@ fn compare(vm: &Vm, vcpus: u32) -> Result<Ratios> {
             // What the guest says when its wake-ups are late is gone when the test has failed.
             let status = guest.exec("pvsched-guest status", margins::COMMAND)?;
             println!("{}", status.stdout);
+            host::ensure_all_were_asked_about()?;
             scheduler.check()?;
             scheduler.stop()?;
             anyhow::Ok(cell)
