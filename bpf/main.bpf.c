@@ -481,6 +481,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	} else {
 		u64 slice = p->scx.slice;
 
+		/* Who comes during it waits for no longer than for another fair one. */
 		if (t->extra_turn && slice > slice_ns) {
 			slice = slice_ns;
 			scx_bpf_task_set_slice(p, slice);
