@@ -98,9 +98,9 @@ __noinline int group_add(u32 group, s64 by)
 	u32 i;
 
 	/* And once more for the root. */
-	bpf_for(i, 0, PV_GROUP_DEPTH + 1) {
+	for (i = 0; i <= PV_GROUP_DEPTH; i++) {
 		struct pv_group *g;
-		s64 counts;
+		s64 counts, before;
 
 		if (!group) {
 			__sync_fetch_and_add(&root_groups, by);
@@ -109,9 +109,12 @@ __noinline int group_add(u32 group, s64 by)
 		g = group_at(group);
 		if (!g)
 			break;
+		before = __sync_fetch_and_add(&g->wanting, by);
+		if ((before > 0) == (before + by > 0))
+			break;
+		/* Others may be here for the same reason: whoever is last sees the sum as it is. */
 		bpf_spin_lock(&g->lock);
-		g->wanting += by;
-		counts = g->wanting > 0 ? g->weight : 0;
+		counts = READ_ONCE(g->wanting) > 0 ? g->weight : 0;
 		by = counts - g->counted;
 		g->counted = counts;
 		group = g->parent;
@@ -158,7 +161,7 @@ __noinline u64 group_part(struct pv_task *t __arg_nonnull)
 	u64 part = pv_part_shifted(READ_ONCE(weight_shift));
 	u32 group = t->group, limit = 0, i;
 
-	bpf_for(i, 0, PV_GROUP_DEPTH) {
+	for (i = 0; i < PV_GROUP_DEPTH; i++) {
 		struct pv_group *g;
 
 		if (!group)
@@ -207,7 +210,7 @@ static inline void group_reweigh(u32 group, bool has_weight, u32 cpu_weight, boo
 		g->cpu_idle = cpu_idle;
 	/* cpu.idle makes a cgroup as light as SCHED_IDLE makes a task. */
 	g->weight = g->cpu_idle ? 100 * PV_GUEST_WEIGHT_IDLE : g->cpu_weight * PV_GUEST_WEIGHT_DFL;
-	counts = g->wanting > 0 ? g->weight : 0;
+	counts = READ_ONCE(g->wanting) > 0 ? g->weight : 0;
 	by = counts - g->counted;
 	g->counted = counts;
 	parent = g->parent;

@@ -223,6 +223,8 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 	}
 	if (scx_bpf_dsq_move_to_local(FAIR_DSQ(llc), 0) || scx_bpf_dsq_move_to_local(CPU_DSQ(cpu), 0))
 		return true;
+	if (nr_llcs <= 1)
+		return false;
 
 	/* About to go idle: worth a look at everybody's queues. */
 	bpf_for(i, 0, nr_llcs) {
@@ -253,7 +255,8 @@ static inline void take_part(struct pv_task *t)
 		return;
 	clock = clock_read(t->clock);
 	t->vtime = pv_rescale(t->vtime, clock, t->part, part);
-	t->base_vtime = pv_rescale(t->base_vtime, clock, t->part, part);
+	if (t->is_vcpu)
+		t->base_vtime = pv_rescale(t->base_vtime, clock, t->part, part);
 	t->part = part;
 }
 
@@ -453,11 +456,15 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page = NULL;
+	bool queued, waits;
 	u64 clock, chosen;
 
 	if (!t || !c || !l)
 		return;
 
+	queued = anybody_queues(cpu, llc);
+	/* What the kernel itself has put first here matters to boosts only. */
+	waits = queued || ((t->is_vcpu || t->extra_turn) && anybody_is_next(cpu));
 	clock = go_by(t, clock_for(p, home_of(p, t), cpu, llc));
 	chosen = t->vtime;
 	take_part(t);
@@ -474,7 +481,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 
 	/* An extra turn that nobody waits for is a fair one. */
-	if (t->extra_turn && anybody_waits(cpu, llc)) {
+	if (t->extra_turn && waits) {
 		c->turn_end = 0;
 		if (!c->boosted_since)
 			c->boosted_since = now;
@@ -490,7 +497,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		c->turn_end = now + slice;
 		c->boosted_since = 0;
 		/* Only fair turns move the clocks on; a boosted vCPU is ahead of them. */
-		if (anybody_queues(cpu, llc)) {
+		if (queued) {
 			t->vtime = pv_enter_base(t->vtime, clock, PV_OWED_MAX_NS);
 			/* Not by what a lesser weight, which it may just have got, makes of its lead. */
 			if (pv_before(t->vtime, chosen))
@@ -517,7 +524,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);
 		}
 		verdict = boost_judge(t, page, task_lead(p, t), now);
-		boost_set(t, page, c, verdict, anybody_waits(cpu, llc));
+		boost_set(t, page, c, verdict, waits);
 	}
 }
 

@@ -47,9 +47,15 @@ __noinline int anybody_queues(s32 cpu, u32 llc)
 	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
 }
 
+/* Whether the kernel has a task for @cpu already. */
+static inline bool anybody_is_next(s32 cpu)
+{
+	return scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
+}
+
 static inline bool anybody_waits(s32 cpu, u32 llc)
 {
-	return anybody_queues(cpu, llc) || scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
+	return anybody_queues(cpu, llc) || anybody_is_next(cpu);
 }
 
 /* How many of a fair queue are looked at for one that may run on a CPU. */
