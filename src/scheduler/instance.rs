@@ -28,6 +28,7 @@ use super::monitor::write_report;
 use super::options::Options;
 use super::partial::Roster;
 use super::placement::{self, Homes};
+use super::realtime::Urgent;
 use super::registry::{collect, Maps, Vms};
 use super::stats::{self, Metrics};
 use crate::handoff::server::{self, Server};
@@ -45,6 +46,19 @@ pub struct Asked {
     pub stop: Arc<AtomicBool>,
     /// To read the configuration again.
     pub reload: Arc<AtomicBool>,
+}
+
+/// Takes over scheduling.
+///
+/// Kernels before 7.0 hand the tasks over one by one in this thread, and it is one of them: from
+/// then on it comes after all that are not yet handed over, which come after it where they are
+/// younger. Busy ones kept it, and with it the host, waiting for good (seen on 6.18).
+fn attach(skel: &mut MainSkel<'_>) -> Result<Link> {
+    let urgent = Urgent::begin();
+    if let Err(error) = &urgent {
+        warn!("takes over without a real-time priority, so busy tasks may delay it: {error}");
+    }
+    scx_ops_attach!(skel, pvsched_ops)
 }
 
 /// What the kernel and the host's topology say, as the BPF programs want it.
@@ -237,7 +251,7 @@ impl<'obj> Instance<'obj> {
             .transpose()?;
         let vms = Vms::new(maps, config.clone()).context(CANNOT_GRANT)?;
         let stats = StatsServer::new(stats::server_data()).launch()?;
-        let struct_ops = Some(scx_ops_attach!(skel, pvsched_ops)?);
+        let struct_ops = Some(attach(&mut skel)?);
         give_back_memory();
         info!(
             "scheduling {} {} CPUs in {} cache domains; VMMs connect to {}",

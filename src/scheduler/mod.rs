@@ -13,6 +13,7 @@
 //! - [`registry`]: the VMs that were handed over
 //! - [`partial`]: which threads are scheduled where not all are
 //! - [`placement`]: CPUs for the vCPUs of exclusion groups
+//! - [`realtime`]: priority over those whom it schedules
 //! - [`measure`]: how long interrupts wait, whoever schedules
 //! - [`trace`]: a file of what the running instance decides, for Perfetto
 //! - [`stats`]: every counter with its description
@@ -31,6 +32,7 @@ pub mod options;
 pub mod partial;
 pub mod placement;
 pub mod preflight;
+pub mod realtime;
 pub mod registry;
 pub mod stats;
 pub mod trace;

@@ -38,8 +38,8 @@ mod bpf_intf;
 mod bpf_skel;
 mod engine;
 mod kernel;
+mod memory;
 mod news;
-mod realtime;
 
 use std::io::{stdin, stdout, IsTerminal, Write};
 use std::mem::MaybeUninit;
@@ -56,6 +56,7 @@ use nix::time::{clock_gettime, ClockId};
 use scx_pvsched::policy::latency::{Latency, Tunables};
 use scx_pvsched::policy::{Cpu, CpuId, Policy, POLICIES};
 use scx_pvsched::scheduler::options::Options;
+use scx_pvsched::scheduler::realtime;
 use scx_pvsched::scheduler::user_space::RESTART;
 use scx_utils::Topology;
 
@@ -132,7 +133,7 @@ fn run(options: &Options) -> Result<bool> {
     let mut relay_object = MaybeUninit::uninit();
     let relay = Relay::attach(options, &mut relay_object)?;
     let maps = serde_json::to_string(&relay.maps()?)?;
-    realtime::lock_memory().context("cannot lock memory")?;
+    memory::lock().context("cannot lock memory")?;
     realtime::enter().context("cannot get a real-time priority")?;
     let mut object = MaybeUninit::uninit();
     let kernel = Kernel::start(options, &mut object, relay)?;
