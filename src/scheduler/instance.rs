@@ -50,10 +50,9 @@ pub struct Asked {
 
 /// Takes over scheduling.
 ///
-/// Kernels before 7.0, and LTS ones without the fix, hand the tasks over one by one in this thread,
-/// and it is one of them: from then on it comes after all that are not yet handed over. Busy ones
-/// may keep it, and with it the host, waiting for good. Linux, "sched_ext: Fix starvation of
-/// `scx_enable()` under fair-class saturation".
+/// Kernels without "sched_ext: Fix starvation of `scx_enable()` under fair-class saturation" hand
+/// the tasks over one by one in this thread, and it is one of them: from then on it comes after all
+/// that are not yet handed over. Busy ones may keep it, and with it the host, waiting for good.
 fn attach(skel: &mut MainSkel<'_>) -> Result<Link> {
     let urgent = Urgent::begin();
     if let Err(error) = &urgent {

@@ -151,8 +151,8 @@ fn a_task_that_ran_alone_shares_at_once_with_one_that_comes() -> Result<()> {
 }
 
 /// Hundreds of tasks that do nothing but wake each other up.
-/// The kernel hands tasks over in the order of their age, the thread that does it among them, and on
-/// kernels before 7.0 that is the scheduler's own. Those not yet handed over would come first meanwhile.
+/// The kernel hands tasks over in the order of their age, on some kernels in the scheduler's own thread,
+/// which is one of them: those that are not yet handed over would come first from then on.
 #[test]
 fn it_takes_over_with_a_realtime_priority_and_gives_that_back() -> Result<()> {
     promise(|| {
@@ -191,7 +191,7 @@ fn is_urgent(name: &str) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut stats = processes.filter_map(|one| fs::read_to_string(one.path().join("stat")).ok());
     stats.any(|stat| {
-        // The name is in parentheses; the priority, field 18, is below -1 of such: proc_pid_stat(5).
+        // Field 18 is -1 less the real-time priority, and not negative without one: proc_pid_stat(5).
         let Some((head, rest)) = stat.rsplit_once(')') else {
             return false;
         };
