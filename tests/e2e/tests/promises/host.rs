@@ -150,7 +150,6 @@ fn a_task_that_ran_alone_shares_at_once_with_one_that_comes() -> Result<()> {
     })
 }
 
-/// Hundreds of tasks that do nothing but wake each other up.
 /// The kernel hands tasks over in the order of their age, on some kernels in the scheduler's own thread,
 /// which is one of them: those that are not yet handed over would come first from then on.
 #[test]
@@ -200,6 +199,7 @@ fn is_urgent(name: &str) -> bool {
     })
 }
 
+/// Hundreds of tasks that do nothing but wake each other up.
 #[test]
 fn hackbench_finishes() -> Result<()> {
     promise(|| {
