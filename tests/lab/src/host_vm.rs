@@ -4,6 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
@@ -17,6 +18,7 @@ use crate::checkout::Checkout;
 use crate::guest_initrd;
 use crate::initrd::Initrd;
 use crate::kernels::{Kernel, Kernels};
+use crate::monitor;
 use crate::process::tail;
 use crate::qemu::{Arguments, Qemu, COMMAND_LINE};
 use crate::root::Root;
@@ -28,6 +30,12 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// The agent speaks every 2 s, so this long a silence is a machine that has hung.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+
+/// From an NMI to the end of what the kernel has to say about it.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(20);
+
+/// An NMI that nobody expects is a panic, which prints what each CPU is at.
+const PANIC_AT_NMI: &str = "unknown_nmi_panic panic_print=0x40";
 
 /// What 9p and overlayfs need, then KVM for either maker's processors.
 const MODULES: &[&str] = &["9pnet_virtio", "9p", "overlay", "kvm-amd", "kvm-intel"];
@@ -154,6 +162,10 @@ impl<'a> Setup<'a> {
         self.folder.path().join("console.log")
     }
 
+    fn monitor(&self) -> PathBuf {
+        self.folder.path().join("monitor.sock")
+    }
+
     /// Copies the console to where reports go, for a look after the run.
     pub fn keep_console(&self) -> Result<PathBuf> {
         let kept = self.options.out.join("console.log");
@@ -187,7 +199,7 @@ impl<'a> Setup<'a> {
             .kernel(
                 &self.kernels.folder(&self.release),
                 &path.join("host.cpio"),
-                &format!("{COMMAND_LINE} {environment}"),
+                &format!("{COMMAND_LINE} {PANIC_AT_NMI} {environment}"),
             );
         for option in accel.options() {
             arguments.flag(option);
@@ -231,7 +243,7 @@ impl<'a> Setup<'a> {
         }
         let listener = Channel::listen(&socket)?;
         let mut arguments = Arguments::default();
-        arguments.agent(&socket);
+        arguments.agent(&socket).monitor(&self.monitor());
         let mut qemu = Qemu::start(self.command(&mut arguments, "").stdin(Stdio::null()))?;
         let channel = Channel::accept(&listener, || qemu.running())?;
         if !channel.wait_up(limit) {
@@ -305,8 +317,22 @@ impl HostVm<'_> {
                 return Ok(End::Timeout);
             }
             if self.channel.silence() > SILENCE_LIMIT {
+                self.last_words();
                 return Ok(End::Hang);
             }
+        }
+    }
+
+    /// Has a machine that hangs say what it is at: where its CPUs are, on standard error, and the
+    /// kernel's own traces of them, on its console.
+    fn last_words(&mut self) {
+        match monitor::interrupt(&self.setup.monitor()) {
+            Ok(places) => eprintln!("lab: the host VM hangs; its CPUs:\n{places}"),
+            Err(error) => return eprintln!("lab: the host VM hangs, and QEMU too: {error:#}"),
+        }
+        let start = Instant::now();
+        while self.qemu.running() && start.elapsed() < LAST_WORDS_LIMIT {
+            thread::sleep(Duration::from_millis(200));
         }
     }
 

@@ -32,6 +32,7 @@ pub mod latency;
 pub mod matrix;
 mod mirror;
 pub mod module;
+pub mod monitor;
 pub mod network;
 pub mod paths;
 pub mod prepare;

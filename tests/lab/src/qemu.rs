@@ -85,6 +85,14 @@ impl Arguments {
             )
     }
 
+    /// QEMU's monitor for people, on a socket that QEMU makes.
+    pub fn monitor(&mut self, socket: &Path) -> &mut Self {
+        self.option(
+            "-monitor",
+            format!("unix:{},server=on,wait=off", escape(socket)),
+        )
+    }
+
     /// A network device whose frames come from and go to datagram sockets: `from`, which QEMU makes,
     /// and `to`.
     pub fn network(&mut self, from: &Path, to: &Path, mac: [u8; 6]) -> &mut Self {
