@@ -8,10 +8,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
+use std::slice::IterMut;
+use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapHandle, Object, OpenObject, RingBuffer, RingBufferBuilder};
+use log::{info, warn};
 
 use super::bpf::hints_skel::{HintsSkel, HintsSkelBuilder};
 use super::bpf::main_skel::MainSkel;
@@ -103,6 +106,66 @@ pub struct Hints<'obj> {
 #[must_use]
 pub fn kvm_is_loaded() -> bool {
     Path::new("/sys/module/kvm").exists() && Path::new("/sys/kernel/btf/kvm").exists()
+}
+
+/// How often a KVM is looked for that is missing, and one tried again at first that refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Room for the programs of as many tries.
+pub type Objects = [MaybeUninit<OpenObject>; 8];
+
+/// Room that is empty.
+#[must_use]
+pub const fn objects() -> Objects {
+    [const { MaybeUninit::uninit() }; 8]
+}
+
+/// When to try to get hints from KVM: at once and, where it is missing, each second. Where it refuses,
+/// as it may for a moment while its module or CPUs come and go, eight times in two minutes.
+pub struct Tries<'obj> {
+    objects: IterMut<'obj, MaybeUninit<OpenObject>>,
+    next: Instant,
+    pause: Duration,
+}
+
+impl<'obj> Tries<'obj> {
+    /// The first is due at once.
+    pub fn new(objects: &'obj mut Objects) -> Self {
+        Self {
+            objects: objects.iter_mut(),
+            next: Instant::now(),
+            pause: RETRY,
+        }
+    }
+
+    /// Room for a try, if one is due and there is a KVM.
+    pub fn due(&mut self) -> Option<&'obj mut MaybeUninit<OpenObject>> {
+        if Instant::now() < self.next {
+            return None;
+        }
+        self.next = Instant::now() + RETRY;
+        kvm_is_loaded().then(|| self.objects.next()).flatten()
+    }
+
+    /// Says how a try went, and what `live` says of what is attached.
+    pub fn outcome<T>(&mut self, attached: Result<T>, live: impl Fn(&T) -> &str) -> Option<T> {
+        match attached {
+            Ok(attached) => {
+                info!("hints from KVM: {}", live(&attached));
+                Some(attached)
+            }
+            Err(error) => {
+                let again = match self.objects.len() {
+                    0 => "not tried again".to_owned(),
+                    _ => format!("tried again in {:?}", self.pause),
+                };
+                warn!("no hints from KVM, boosts start late; {again}: {error:#}");
+                self.next = Instant::now() + self.pause;
+                self.pause *= 2;
+                None
+            }
+        }
+    }
 }
 
 /// Lists of the kernel's functions, the cheaper one first. It is empty in a service with systemd's
@@ -287,10 +350,26 @@ impl<'obj> Relayed<'obj> {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+
     use super::*;
 
     fn functions(names: &[&str]) -> BTreeSet<String> {
         names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn what_kvm_refuses_is_tried_again_after_longer_and_longer() {
+        let mut objects = objects();
+        let mut tries = Tries::new(&mut objects);
+        for pause in [1, 2, 4] {
+            assert_eq!(tries.pause, Duration::from_secs(pause));
+            let outcome = tries.outcome(Err::<String, _>(anyhow!("not now")), String::as_str);
+            assert_eq!(outcome, None);
+            assert!(tries.due().is_none(), "that was tried just now");
+        }
+        let attached = tries.outcome(Ok("timer".to_owned()), String::as_str);
+        assert_eq!(attached.as_deref(), Some("timer"));
     }
 
     #[test]

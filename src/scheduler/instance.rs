@@ -23,7 +23,7 @@ use super::bpf::main_skel::{MainSkel, MainSkelBuilder};
 use super::bpf::{intf, MapValue};
 use super::config::{Config, ConfigFile};
 use super::groups;
-use super::hints::{kvm_is_loaded, Hints};
+use super::hints::{self, Hints, Tries};
 use super::monitor::write_report;
 use super::options::Options;
 use super::partial::Roster;
@@ -35,8 +35,6 @@ use crate::handoff::server::{self, Server};
 
 /// Longest time for which the main loop waits for a VMM before it looks at all else.
 pub(super) const TURN: Duration = Duration::from_millis(200);
-/// How often a failed or missing KVM is tried again.
-pub(super) const HINTS_RETRY: Duration = Duration::from_secs(1);
 
 pub(super) const CANNOT_GRANT: &str = "cannot tell the BPF programs what VMs may have";
 
@@ -163,9 +161,6 @@ impl<'obj> Instance<'obj> {
         config: &Config,
         object: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self> {
-        let topology = Topology::new().context("cannot read the CPU topology")?;
-        let layout = Layout::new(&topology)?;
-        let homes = Homes::new(placement::cores(&topology)?, options.smt_isolate);
         // The socket first: an instance that cannot be talked to must not replace a scheduler.
         let handoff = server::Config {
             protocols: config.protocols(),
@@ -176,6 +171,11 @@ impl<'obj> Instance<'obj> {
         let open_opts = options.libbpf.clone().into_bpf_open_opts();
         let builder = MainSkelBuilder::default();
         let mut skel = scx_ops_open!(builder, object, pvsched_ops, open_opts)?;
+        // After the opening, which notes how often CPUs have come and gone: the kernel refuses what is
+        // attached after another time.
+        let topology = placement::topology()?;
+        let layout = Layout::new(&topology)?;
+        let homes = Homes::new(placement::cores(&topology)?, options.smt_isolate);
         skel.struct_ops.pvsched_ops_mut().exit_dump_len = options.exit_dump_len;
         // A vCPU that has to leave a CPU does so although nobody else wants that CPU.
         skel.struct_ops.pvsched_ops_mut().flags |= *compat::SCX_OPS_ENQ_LAST;
@@ -283,32 +283,26 @@ impl<'obj> Instance<'obj> {
     /// When the kernel ejected the scheduler, with its reason, or a socket failed.
     pub fn run(mut self, asked: &Asked, config: &mut ConfigFile) -> Result<UserExitInfo> {
         let (responses, requests) = self.stats.channels();
-        let mut hints_object = MaybeUninit::uninit();
-        let mut hints_slot = Some(&mut hints_object);
+        let mut objects = hints::objects();
+        let mut tries = Tries::new(&mut objects);
         let mut hints: Option<Hints> = None;
-        let mut try_hints = Instant::now();
         let mut printed = (Instant::now(), Metrics::default());
 
         while !asked.stop.load(Ordering::Relaxed) && !uei_exited!(&self.skel, uei) {
-            if hints.is_none() && Instant::now() >= try_hints && kvm_is_loaded() {
-                if let Some(object) = hints_slot.take() {
-                    match Hints::attach(&self.skel, object) {
-                        Ok(attached) => {
-                            info!("hints from KVM: {}", attached.live());
-                            hints = Some(attached);
-                            give_back_memory();
-                            match self.struct_ops.as_ref().map(above_all).transpose() {
-                                Ok(last_fd) => self.last_fd = last_fd,
-                                Err(error) => warn!(
-                                    "should this process be killed, the kernel's scheduler takes over \
-                                     late: {error:#}"
-                                ),
-                            }
+            if hints.is_none() {
+                if let Some(object) = tries.due() {
+                    hints = tries.outcome(Hints::attach(&self.skel, object), Hints::live);
+                    give_back_memory();
+                    if hints.is_some() {
+                        match self.struct_ops.as_ref().map(above_all).transpose() {
+                            Ok(last_fd) => self.last_fd = last_fd,
+                            Err(error) => warn!(
+                                "should this process be killed, the kernel's scheduler takes over \
+                                 late: {error:#}"
+                            ),
                         }
-                        Err(error) => warn!("no hints from KVM, boosts start late: {error:#}"),
                     }
                 }
-                try_hints = Instant::now() + HINTS_RETRY;
             }
             self.handoff
                 .turn(&mut self.vms, TURN)

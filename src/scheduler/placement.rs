@@ -6,10 +6,11 @@
 //! homes worked out anew ([`place`]) and tells the BPF programs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use log::warn;
+use anyhow::{Context, Result};
+use log::{debug, warn};
 use nix::sched::{sched_getaffinity, CpuSet};
 use nix::unistd::Pid;
 use scx_utils::Topology;
@@ -21,6 +22,30 @@ use crate::policy::homes::{place, Cores, Declared, Group, Id, Member, Placement}
 
 /// How often the declarations are looked at. A change takes about that long to have its effect.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// A CPU that comes or goes is seen in some of the kernel's files earlier than in others, for
+/// milliseconds, on a busy host for longer: how often, and after what pause, they are read.
+const READINGS: u32 = 20;
+const READ_AGAIN: Duration = Duration::from_millis(100);
+
+/// The topology of this host.
+///
+/// # Errors
+/// When the kernel does not show it, also not a little later.
+pub fn topology() -> Result<Topology> {
+    read_again(Topology::new).context("cannot read the CPU topology")
+}
+
+fn read_again<T>(mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..READINGS {
+        match read() {
+            Ok(it) => return Ok(it),
+            Err(error) => debug!("CPUs may just be coming or going: {error:#}"),
+        }
+        thread::sleep(READ_AGAIN);
+    }
+    read()
+}
 
 /// The cores and cache domains of this host.
 ///
@@ -191,7 +216,22 @@ fn affinity(tid: u32) -> Option<Vec<u32>> {
 }
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_while_a_cpu_comes_is_read_again() {
+        let mut readings = 0;
+        let read = read_again(|| {
+            readings += 1;
+            if readings < 3 {
+                bail!("No such file or directory");
+            }
+            Ok(readings)
+        });
+        assert_eq!(read.unwrap(), 3);
+    }
 
     #[test]
     fn this_thread_may_run_somewhere() {

@@ -8,7 +8,6 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
@@ -20,13 +19,12 @@ use anyhow::{bail, Context, Result};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use log::{error, info, warn};
 use scx_stats::prelude::*;
-use scx_utils::Topology;
 use serde::{Deserialize, Serialize};
 
 use super::bpf::{intf, MapValue};
 use super::config::{Config, ConfigFile};
-use super::hints::{kvm_is_loaded, Relayed};
-use super::instance::{reload, Asked, CANNOT_GRANT, HINTS_RETRY, TURN};
+use super::hints::{self, Relayed, Tries};
+use super::instance::{reload, Asked, CANNOT_GRANT, TURN};
 use super::monitor::write_report;
 use super::options::Options;
 use super::placement::{self, Homes};
@@ -191,7 +189,7 @@ impl UserSpace {
     /// # Errors
     /// When the engine is not installed or does not get as far as scheduling, or a socket is in use.
     pub fn start(options: &Options, config: &Config) -> Result<Self> {
-        let topology = Topology::new().context("cannot read the CPU topology")?;
+        let topology = placement::topology()?;
         let homes = Homes::new(placement::cores(&topology)?, options.smt_isolate);
         // The socket first: an instance that cannot be talked to must not replace a scheduler.
         let handoff = server::Config {
@@ -245,10 +243,9 @@ impl UserSpace {
         config: &mut ConfigFile,
     ) -> Result<bool> {
         let (responses, requests) = self.stats.channels();
-        let mut hints_object = MaybeUninit::uninit();
-        let mut hints_slot = Some(&mut hints_object);
+        let mut objects = hints::objects();
+        let mut tries = Tries::new(&mut objects);
         let mut hints: Option<Relayed> = None;
-        let mut try_hints = Instant::now();
         let mut printed = (Instant::now(), Metrics::default());
         let mut without_it: Option<Instant> = None;
 
@@ -263,17 +260,11 @@ impl UserSpace {
                 self.process.child.kill()?;
                 bail!("the kernel has ended the scheduling, and the engine did not notice (dmesg says why)");
             }
-            if hints.is_none() && Instant::now() >= try_hints && kvm_is_loaded() {
-                if let Some(object) = hints_slot.take() {
-                    match Relayed::attach(options, &self.ids, object) {
-                        Ok(attached) => {
-                            info!("hints from KVM: {}", attached.live());
-                            hints = Some(attached);
-                        }
-                        Err(error) => warn!("no hints from KVM, boosts start late: {error:#}"),
-                    }
+            if hints.is_none() {
+                if let Some(object) = tries.due() {
+                    let attached = Relayed::attach(options, &self.ids, object);
+                    hints = tries.outcome(attached, Relayed::live);
                 }
-                try_hints = Instant::now() + HINTS_RETRY;
             }
             self.handoff
                 .turn(&mut self.vms, TURN)

@@ -56,9 +56,8 @@ use nix::time::{clock_gettime, ClockId};
 use scx_pvsched::policy::latency::{Latency, Tunables};
 use scx_pvsched::policy::{Cpu, CpuId, Policy, POLICIES};
 use scx_pvsched::scheduler::options::Options;
-use scx_pvsched::scheduler::realtime;
 use scx_pvsched::scheduler::user_space::RESTART;
-use scx_utils::Topology;
+use scx_pvsched::scheduler::{placement, realtime};
 
 use engine::Engine;
 use kernel::{Kernel, Relay};
@@ -103,7 +102,7 @@ fn policy(options: &Options) -> Result<Box<dyn Policy>> {
 }
 
 fn cpus() -> Result<Vec<Cpu>> {
-    let topology = Topology::new().context("cannot read the CPU topology")?;
+    let topology = placement::topology()?;
     let cpu = |cpu: &std::sync::Arc<scx_utils::Cpu>| {
         Ok(Cpu {
             id: CpuId(cpu.id.try_into()?),

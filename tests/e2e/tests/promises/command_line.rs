@@ -157,6 +157,37 @@ fn kvm_may_be_loaded_later() -> Result<()> {
     })
 }
 
+/// What it needs of KVM may be missing for a moment, here the kernel's lists of functions.
+#[test]
+fn what_kvm_refuses_at_first_is_tried_again() -> Result<()> {
+    promise(|| {
+        let hidden = "mount --bind /dev/null /proc/kallsyms && \
+                      mount -t tmpfs none /sys/kernel/tracing && exec scx_pvsched";
+        let words = ["--mount", "sh", "-c", hidden];
+        let mut scheduler = Daemon::start("scx_pvsched", "unshare", words)?;
+        let says = |what: &str| {
+            let said = || Ok(scheduler.log().contains(what).then_some(()));
+            eventually(what, margins::START, said)
+                .with_context(|| scheduler.failure("does not say so"))
+        };
+        says("no hints from KVM, boosts start late; tried again in")?;
+        let there = [
+            "-m",
+            "-t",
+            &scheduler.pid().to_string(),
+            "umount",
+            "/proc/kallsyms",
+        ];
+        let shown = Command::new("nsenter").args(there).status()?;
+        ensure!(shown.success(), "nsenter or umount failed");
+        let (_, took) = says("hints from KVM: timer")?;
+        println!("hints after {took:.1?}");
+        let status = scheduler.stop(Signal::SIGTERM, margins::START)?;
+        ensure!(status.success(), scheduler.failure("ended badly"));
+        Ok(())
+    })
+}
+
 /// The host without KVM, for as long as this lives.
 struct KvmUnloaded;
 
