@@ -176,7 +176,7 @@ __noinline int group_release(u32 group)
 			dsq = home >= 0 || is_pinned(p) ? CPU_DSQ(at) : FAIR_DSQ(llc);
 			/* It waited for its quota, which is nothing that it is owed. */
 			clock = go_by(t, clock_for(p, home, at, llc));
-			t->vtime = pv_enter_base(t->vtime, clock, slice_ns);
+			t->vtime = pv_enter_base(t->vtime, clock, usual_charge(slice_ns));
 			t->dsq = dsq;
 			scx_bpf_dsq_move_set_slice(&it, slice_min_ns);
 			scx_bpf_dsq_move_set_vtime(&it, t->vtime);

@@ -25,6 +25,19 @@
 #define CPU_CLOCK_BIT	0x10000
 #define CPU_CLOCK(cpu)	(CPU_CLOCK_BIT | (u32)(cpu))
 
+/*
+ * Power of two by which cgroups divide the weights of tasks, on average; the scheduler process sets
+ * it. Virtual time passes as much faster, and what is laid down in time is worth more of it. It is
+ * in what is laid down and not in the weights, as tasks wait by what they were charged earlier: with
+ * other units of it than those of today they would wait for seconds, or go before all others.
+ */
+s32 weight_shift;
+
+static inline u64 usual_charge(u64 time)
+{
+	return pv_usual_charge(time, READ_ONCE(weight_shift));
+}
+
 static inline bool is_pinned(struct task_struct *p)
 {
 	return p->nr_cpus_allowed == 1 || is_migration_disabled(p);
@@ -54,12 +67,13 @@ __noinline u64 clock_read(u32 clock)
 /* From now on @t goes by @clock, and keeps what it is owed or ahead. Returns what that shows. */
 __noinline u64 go_by(struct pv_task *t __arg_nonnull, u32 clock)
 {
-	u64 to = clock_read(clock), from;
+	u64 to = clock_read(clock), from, owed;
 
 	if (t->clock != clock) {
 		from = t->clock ? clock_read(t->clock) : to;
-		t->vtime = pv_translate(t->vtime, from, to);
-		t->base_vtime = pv_translate(t->base_vtime, from, to);
+		owed = usual_charge(PV_OWED_MAX_NS);
+		t->vtime = pv_translate(t->vtime, from, to, owed);
+		t->base_vtime = pv_translate(t->base_vtime, from, to, owed);
 		t->clock = clock;
 	}
 	return to;
@@ -104,7 +118,7 @@ static inline void alone_end(struct pv_task *t, struct pv_cpu *c, struct pv_llc 
 
 	if (!c->alone_since)
 		return;
-	to = c->alone_clock + (now > c->alone_since ? now - c->alone_since : 0);
+	to = c->alone_clock + usual_charge(now > c->alone_since ? now - c->alone_since : 0);
 	clock_advance(c, l, to);
 	t->vtime = pv_refund(t->vtime, c->alone_vtime, READ_ONCE(c->clock));
 	t->base_vtime = pv_refund(t->base_vtime, c->alone_base, READ_ONCE(c->clock));

@@ -80,13 +80,6 @@ struct {
 /* Weights of the cgroups in the root that want to run. */
 s64 root_groups;
 
-/*
- * Power of two by which all weights are multiplied so that those of tasks are, on
- * average, what they are without cgroups: what a slice is worth in virtual time depends
- * on it. The scheduler process sets it.
- */
-s32 weight_shift;
-
 static inline struct pv_group *group_at(u32 group)
 {
 	return bpf_map_lookup_elem(&groups, &group);
@@ -158,7 +151,7 @@ __noinline int group_count(struct pv_task *t __arg_nonnull, s64 weight)
  */
 __noinline u64 group_part(struct pv_task *t __arg_nonnull)
 {
-	u64 part = pv_part_shifted(READ_ONCE(weight_shift));
+	u64 part = PV_PART_ONE;
 	u32 group = t->group, limit = 0, i;
 
 	for (i = 0; i < PV_GROUP_DEPTH; i++) {

@@ -143,12 +143,12 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	dsq = home >= 0 || is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
 	waiting = waiting_for(cpu, llc, l);
 	clock = go_by(t, clock_for(p, home, cpu, llc));
-	credit = enq_flags & SCX_ENQ_WAKEUP ? slice_ns : PV_OWED_MAX_NS;
+	credit = usual_charge(enq_flags & SCX_ENQ_WAKEUP ? slice_ns : PV_OWED_MAX_NS);
 	if (enq_flags & SCX_ENQ_WAKEUP) {
 		weight = weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL);
 		rested = pv_is_rested(t->vtime, clock, slice_ns, weight);
 	}
-	t->vtime = pv_enter_vtime(t->vtime, clock, credit, waiting);
+	t->vtime = pv_enter_vtime(t->vtime, clock, credit, usual_charge(pv_most_ahead(waiting)));
 
 	if (t->is_vcpu) {
 		struct pvsched_page *page = page_of(p, t);
@@ -206,7 +206,8 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 
 		c->next_llc = other + 1 < nr_llcs ? other + 1 : 0;
 		o = llc_of(other);
-		if (o && other != llc && pv_before(READ_ONCE(o->clock) + slice_ns, READ_ONCE(l->clock)) &&
+		if (o && other != llc &&
+		    pv_before(READ_ONCE(o->clock) + usual_charge(slice_ns), READ_ONCE(l->clock)) &&
 		    scx_bpf_dsq_move_to_local(FAIR_DSQ(other), 0))
 			return true;
 	}
@@ -281,7 +282,8 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	alone_end(t, c, l, now);
 	/* One that goes on and on is never enqueued, but may be owed no more than others. */
 	waiting = waiting_for(cpu, llc, l);
-	t->vtime = pv_enter_vtime(t->vtime, clock_read(t->clock), PV_OWED_MAX_NS, waiting);
+	t->vtime = pv_enter_vtime(t->vtime, clock_read(t->clock), usual_charge(PV_OWED_MAX_NS),
+				  usual_charge(pv_most_ahead(waiting)));
 	if (has_claim(CPU_DSQ(cpu), cpu, t->vtime) || has_claim(FAIR_DSQ(llc), cpu, t->vtime))
 		return false;
 	clock_advance(c, l, t->vtime);
@@ -498,12 +500,12 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 		c->boosted_since = 0;
 		/* Only fair turns move the clocks on; a boosted vCPU is ahead of them. */
 		if (queued) {
-			t->vtime = pv_enter_base(t->vtime, clock, PV_OWED_MAX_NS);
+			t->vtime = pv_enter_base(t->vtime, clock, usual_charge(PV_OWED_MAX_NS));
 			/* Not by what a lesser weight, which it may just have got, makes of its lead. */
 			if (pv_before(t->vtime, chosen))
 				chosen = t->vtime;
 			/* As a rule it is the first, and to look costs the queue's lock on older kernels. */
-			if (pv_before(clock + slice_min_ns, chosen))
+			if (pv_before(clock + usual_charge(slice_min_ns), chosen))
 				chosen = not_beyond_first(chosen, cpu, llc);
 			clock_advance(c, l, chosen);
 		} else {

@@ -194,17 +194,6 @@ static inline unsigned long long pv_weight(unsigned int weight, unsigned int gue
  */
 #define PV_PART_ONE		(1ULL << 20)
 #define PV_PART_MAX		(1ULL << 32)
-#define PV_SHIFT_MAX		10
-
-/* @shift doubles all weights so many times, or halves them. */
-static inline unsigned long long pv_part_shifted(int shift)
-{
-	if (shift > PV_SHIFT_MAX)
-		shift = PV_SHIFT_MAX;
-	if (shift < -PV_SHIFT_MAX)
-		shift = -PV_SHIFT_MAX;
-	return shift < 0 ? PV_PART_ONE >> -shift : PV_PART_ONE << shift;
-}
 
 /* What is left of @part in a cgroup of @weight in which weights of @sum want to run. */
 static inline unsigned long long pv_part_of(unsigned long long part, long long weight,
@@ -222,8 +211,26 @@ static inline unsigned long long pv_weight_in(unsigned long long weight, unsigne
 {
 	if (part > PV_PART_MAX)
 		part = PV_PART_MAX;
-	weight = weight * (part ? part : PV_PART_ONE) / PV_PART_ONE;
+	/* To the nearest: where thousands share a cgroup little is left of a weight. */
+	weight = (weight * (part ? part : PV_PART_ONE) + PV_PART_ONE / 2) / PV_PART_ONE;
 	return weight ? weight : 1;
+}
+
+/*
+ * The virtual time that @time costs a task of average weight, where cgroups divide the
+ * weights of tasks, on average, by two to the power of @shift.
+ */
+#define PV_SHIFT_MAX		10
+
+static inline unsigned long long pv_usual_charge(unsigned long long time, int shift)
+{
+	if (time > PV_TIME_MAX)
+		time = PV_TIME_MAX;
+	if (shift > PV_SHIFT_MAX)
+		shift = PV_SHIFT_MAX;
+	if (shift < -PV_SHIFT_MAX)
+		shift = -PV_SHIFT_MAX;
+	return shift < 0 ? time >> -shift : time << shift;
 }
 
 /*
@@ -322,24 +329,31 @@ static inline unsigned long long pv_share(unsigned long long time, unsigned long
 }
 
 /*
+ * How far ahead a task may be sent in the fair queue: no further than the queue
+ * advances in PV_STARVATION_NS with @waiting tasks a CPU, so that it runs again before
+ * anybody, the kernel's watchdog included, takes it for stuck.
+ */
+#define PV_STARVATION_NS	(10000 * PV_NSEC_PER_MSEC)
+
+static inline unsigned long long pv_most_ahead(unsigned long long waiting)
+{
+	return pv_share(PV_STARVATION_NS, waiting);
+}
+
+/*
  * Where a task enters the fair queue, to which it brings at most @credit: one
  * that slept a slice, one that only lost the CPU PV_OWED_MAX_NS. Turns last from
  * tick to tick and vCPUs are put ahead of it, so that it may be owed some slices,
  * and with less credit the others would have those for good. One that is far
- * ahead (low weight, or boosted for long) may not be sent further away than the
- * queue advances in PV_STARVATION_NS with @waiting tasks a CPU, so that it runs
- * again before anybody, the kernel's watchdog included, takes it for stuck.
+ * ahead (low weight, or boosted for long) is sent @ahead at most.
  */
 #define PV_OWED_MAX_NS		(100 * PV_NSEC_PER_MSEC)
-#define PV_STARVATION_NS	(10000 * PV_NSEC_PER_MSEC)
 
 static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 						unsigned long long queue_vtime,
 						unsigned long long credit,
-						unsigned long long waiting)
+						unsigned long long ahead)
 {
-	unsigned long long ahead = pv_share(PV_STARVATION_NS, waiting);
-
 	if (pv_before(vtime, queue_vtime - credit))
 		return queue_vtime - credit;
 	if (pv_before(queue_vtime + ahead, vtime))
@@ -362,15 +376,16 @@ static inline unsigned long long pv_enter_base(unsigned long long vtime,
 /*
  * The virtual time of a task that went by a clock at @from and now goes by one at
  * @to: as far from it as before. Clocks that are no further apart than a task may be
- * owed time count as one: between CPUs that share their work the difference is only
+ * @owed time count as one: between CPUs that share their work the difference is only
  * which of them began its turn later.
  */
 static inline unsigned long long pv_translate(unsigned long long vtime, unsigned long long from,
-					      unsigned long long to)
+					      unsigned long long to,
+					      unsigned long long owed)
 {
 	unsigned long long apart = pv_before(from, to) ? to - from : from - to;
 
-	return apart > PV_OWED_MAX_NS ? vtime + (to - from) : vtime;
+	return apart > owed ? vtime + (to - from) : vtime;
 }
 
 /*

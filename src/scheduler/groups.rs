@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! What `cpu.weight` of cgroups needs of the scheduler process: numbers for them, and the scale of
-//! all weights. The rest is in `bpf/groups.bpf.h`.
+//! What `cpu.weight` of cgroups needs of the scheduler process: numbers for them, and how much less
+//! tasks weigh because of them. The rest is in `bpf/groups.bpf.h`.
 
 use anyhow::{Context, Result};
 use libbpf_rs::{MapCore, MapFlags};
@@ -36,8 +36,7 @@ pub fn make_numbers(skel: &MainSkel) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the scale of weights such that those of tasks are, on average, what they are without
-/// cgroups.
+/// Tells how much less tasks weigh, on average, than they would without cgroups.
 ///
 /// # Errors
 /// When a map cannot be read.
@@ -80,7 +79,7 @@ mod tests {
     const ONE: i64 = 100 * 1024;
 
     #[test]
-    fn without_cgroups_weights_are_what_they_are() {
+    fn without_cgroups_nothing_is_divided() {
         assert_eq!(shift(0, 6 * ONE, 6 * ONE), 0);
         // Nobody wants to run, or the sums were read while they changed.
         assert_eq!(shift(3, 0, 0), 3);
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn many_tasks_in_one_cgroup_weigh_as_many_without() {
+    fn many_tasks_in_one_cgroup_weigh_little() {
         assert_eq!(shift(0, 64 * ONE, ONE), 6);
         assert_eq!(shift(0, i64::MAX, 1), MOST);
     }

@@ -5,7 +5,7 @@ use bolero::{check, TypeGenerator};
 use scx_pvsched::abi;
 use scx_pvsched::policy::arithmetic::{
     average, boost_key, charge, debt_add, debt_repay, enter_base, enter_vtime, guest_weight,
-    key_rank, lead, rank, reweigh, slice, spent, timer_delay, timer_rank, weight,
+    key_rank, lead, most_ahead, rank, reweigh, slice, spent, timer_delay, timer_rank, weight,
     PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_OWED_MAX_NS, PV_RANK_MAX,
     PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
@@ -84,7 +84,7 @@ impl Vcpu {
     }
 
     fn enter(&mut self, waiting: u64, (longest, shortest): (u64, u64)) {
-        self.vtime = enter_vtime(self.vtime, self.queue, longest, waiting);
+        self.vtime = enter_vtime(self.vtime, self.queue, longest, most_ahead(waiting));
         let ahead = gap(self.queue, self.vtime);
         let most = u128::from(PV_STARVATION_NS) / (u128::from(waiting) + 1);
         assert!(
@@ -284,7 +284,7 @@ fn share(sharers: &[Sharer], weights: &[u64], overruns: &[u16]) -> Vec<u64> {
             vtime[next].wrapping_add(cost),
             queue,
             PV_OWED_MAX_NS.into(),
-            waiting,
+            most_ahead(waiting),
         );
         base[next] = enter_base(base[next].wrapping_add(cost), queue, PV_OWED_MAX_NS.into());
     }

@@ -47,8 +47,9 @@ impl Latency {
         });
         if t.clock != clock {
             let from = self.read(t.clock);
-            t.vtime = math::translate(t.vtime, from, to);
-            t.base = math::translate(t.base, from, to);
+            let owed = math::PV_OWED_MAX_NS.into();
+            t.vtime = math::translate(t.vtime, from, to, owed);
+            t.base = math::translate(t.base, from, to, owed);
             t.clock = clock;
         }
         self.tasks.insert(task.id, t);

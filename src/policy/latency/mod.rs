@@ -179,7 +179,7 @@ impl Policy for Latency {
             t.guest_weight = weight;
             // What is worth waiting for at most there is too long for the watchdogs of some engines.
             let thrice = 3 * waiting + 2;
-            t.vtime = math::enter_vtime(t.vtime, clock, credit, thrice);
+            t.vtime = math::enter_vtime(t.vtime, clock, credit, math::most_ahead(thrice));
             t.base = math::enter_base(t.base, clock, credit);
         }
         let (verdict, left) = self.judge(task, host.now);

@@ -53,6 +53,10 @@ pub const NICE_5_RATIO: (f64, f64) = (2.3, 4.0);
 /// What cgroups get of what their weights make their shares; slices end at ticks.
 pub const SHARE_BY_WEIGHT: (f64, f64) = (0.95, 1.05);
 
+/// Context switches of a load in a cgroup, of those of the same load outside. 0.7 to 1.1 as it should be; 2.5
+/// to 5 where its tasks waited by what they were charged in other units of virtual time.
+pub const LIKE_TURNS: f64 = 1.8;
+
 /// What a cgroup with cpu.idle may get, of one with a weight of 300. Its own is 3/1024 of 100; a turn may
 /// last for two slices, in 8 s.
 pub const IDLE_CGROUP: f64 = 0.01;

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use pvsched_e2e::{host, margins, promise};
+use pvsched_e2e::{host, margins, median, promise};
 use pvsched_lab::chain::{Chain, ChainOptions, Scheduler, Vm, VmOptions};
 use pvsched_lab::daemon::Daemon;
 use pvsched_lab::guest::Guest;
@@ -96,6 +97,49 @@ fn ensure_shares(what: &str, used: &[f64], weights: &[f64]) -> Result<()> {
         "{what}: {shares:.3?} of their shares ({least} to {most}), {used:.2?} s"
     );
     Ok(())
+}
+
+/// Context switches of all the host while eighty tasks exchange messages, in `cgroup` where one is given.
+fn switches(cgroup: Option<&Cgroup>) -> Result<f64> {
+    let count = || -> Result<f64> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let count = stat.lines().find_map(|line| line.strip_prefix("ctxt "));
+        Ok(count.context("no ctxt in /proc/stat")?.parse()?)
+    };
+    let before = count()?;
+    let enter = cgroup.map_or(String::new(), |cgroup| {
+        format!("echo $$ >{}/cgroup.procs && ", cgroup.0.display())
+    });
+    let script = format!("{enter}exec hackbench -g 2 -l 300");
+    let status = Command::new("sh")
+        .args(["-c", &script])
+        .stdout(Stdio::null())
+        .status()?;
+    ensure!(status.success(), "hackbench ended badly ({status})");
+    Ok(count()? - before)
+}
+
+/// Where a load begins, what cgroups leave of a task's weight is soon another part of it. What its tasks
+/// were charged before that must not keep some of them waiting while others take turns.
+#[test]
+fn a_load_that_begins_in_a_cgroup_takes_turns_as_one_outside() -> Result<()> {
+    promise(|| {
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        let cgroup = Cgroup::new(Path::new(ROOT), "load", 100)?;
+        let mut ratios = Vec::new();
+        for _ in 0..3 {
+            let outside = switches(None)?;
+            ratios.push(switches(Some(&cgroup))? / outside);
+        }
+        scheduler.check()?;
+        println!("switches in a cgroup, of those outside: {ratios:.2?}");
+        let ratio = median(&ratios)?;
+        ensure!(
+            ratio < margins::LIKE_TURNS,
+            "{ratio:.2} times as many switches in a cgroup"
+        );
+        scheduler.stop()
+    })
 }
 
 #[test]
