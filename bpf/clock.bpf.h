@@ -30,6 +30,8 @@
  * it. Virtual time passes as much faster, and what is laid down in time is worth more of it. It is
  * in what is laid down and not in the weights, as tasks wait by what they were charged earlier: with
  * other units of it than those of today they would wait for seconds, or go before all others.
+ * Each BPF object has one of its own, and only that of main.bpf.c is set: what goes by it is not for
+ * the others to call.
  */
 s32 weight_shift;
 
