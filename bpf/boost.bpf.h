@@ -163,8 +163,12 @@ static inline void irq_settle(struct pv_task *t, u64 now)
 static inline bool task_is_spent(struct pv_task *t, s64 lead)
 {
 	struct pv_vm *vm = vm_of(t);
+	u64 budget;
 
-	return vm && pv_spent(t->task_spent, lead > 0 ? lead : 0, READ_ONCE(vm->task_budget_ns), 0);
+	if (!vm)
+		return false;
+	budget = READ_ONCE(vm->task_budget_ns);
+	return pv_spent(t->task_spent, lead > 0 ? lead : 0, budget, pv_resume(budget, slice_ns));
 }
 
 static inline bool irq_is_spent(struct pv_task *t, u64 now)
@@ -195,6 +199,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	bool was_spent = t->task_spent || t->irq_spent, critical = false, due = is_due(t, now);
 
 	t->awaits_timer = 0;
+	t->refused = 0;
 	if (page) {
 		u64 current_task = READ_ONCE(page->current_task);
 		u64 pending_task = READ_ONCE(page->pending_task);
@@ -268,6 +273,7 @@ __noinline u32 boost_judge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 			COUNT(throttled_irq);
 		EVENT(SPENT, t->tid, t->task_spent ? PV_BOOST_TASK : PV_BOOST_IRQ, 0);
 	}
+	t->refused = boost != PV_BOOST_IRQ || !t->irq_spent;
 	return VERDICT(PV_BOOST_NONE, PV_RANK_NONE);
 }
 
@@ -282,6 +288,23 @@ static inline s64 task_lead(struct task_struct *p, struct pv_task *t)
 {
 	return pv_lead(t->base_vtime, clock_read(t->clock),
 		       weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL));
+}
+
+/*
+ * Where @t waits in a fair queue. One that was refused a boost may have it as soon as it is so
+ * little ahead of its share as pv_resume() says, and nobody looks at it before its turn: so that
+ * comes when the queue has got there.
+ */
+static inline u64 queue_vtime(struct task_struct *p, struct pv_task *t)
+{
+	struct pv_vm *vm = t->is_vcpu && t->refused ? vm_of(t) : NULL;
+	u64 vtime;
+
+	if (!vm)
+		return t->vtime;
+	vtime = t->base_vtime - pv_charge(pv_resume(READ_ONCE(vm->task_budget_ns), slice_ns),
+					  weight_of(t, p->scx.weight, PV_GUEST_WEIGHT_DFL));
+	return pv_before(vtime, t->vtime) ? vtime : t->vtime;
 }
 
 /*

@@ -138,6 +138,7 @@ struct pv_task {
 	u32 awaits_timer;	/* boosted for a timer of its guest that has not yet expired */
 	u32 promise;		/* interrupts until none is expected to be urgent */
 	u32 task_spent;		/* budget of lead is spent */
+	u32 refused;		/* it is urgent, and not ahead for that reason alone */
 	u32 irq_spent;		/* budget of interrupt boosts is spent */
 	u32 vm;			/* the number of its VM, 0 while nobody has handed it over */
 	u32 guest_weight;	/* what its guest makes of its weight, 0 nothing yet */

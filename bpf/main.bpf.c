@@ -93,7 +93,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	s32 cpu = scx_bpf_task_cpu(p), home;
 	struct pv_task *t = task_of(p);
 	struct pv_cpu *c = cpu_of(cpu);
-	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, weight = 0;
+	u64 now = clock_ns(), dsq, slice, waiting, clock, credit, vtime, weight = 0;
 	struct pv_llc *l;
 	bool rested = false;
 	u32 llc;
@@ -171,18 +171,19 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 			enqueue_boosted(p, t, cpu, home, verdict, now, enq_flags);
 			return;
 		}
-		t->extra_turn = 0;
+		t->extra_turn = t->refused;
 		EVENT(QUEUED, p->pid, PV_QUEUE_FAIR, 0);
 	}
 
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
-	scx_bpf_dsq_insert_vtime(p, dsq, slice, t->vtime, enq_flags);
+	vtime = queue_vtime(p, t);
+	scx_bpf_dsq_insert_vtime(p, dsq, slice, vtime, enq_flags);
 	COUNT(enqueued_fair);
 
 	if (kick_idle(p, home))
 		return;
 	if (enq_flags & SCX_ENQ_WAKEUP)
-		interrupt_turn(p, t, c, cpu, weight, rested, now);
+		interrupt_turn(p, t, c, cpu, vtime, weight, rested, now);
 }
 
 /* The CPU has given nothing but boosted turns for too long. */
@@ -484,8 +485,11 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 	/* An extra turn that nobody waits for is a fair one. */
 	if (t->extra_turn && waits) {
+		/* One that was refused has its turn as the queue has got there; it may be ahead now. */
+		if (t->refused)
+			clock_advance(c, l, not_beyond_first(queue_vtime(p, t), cpu, llc));
 		c->turn_end = 0;
-		if (!c->boosted_since)
+		if (!c->boosted_since || t->refused)
 			c->boosted_since = now;
 	} else {
 		u64 slice = p->scx.slice;

@@ -110,6 +110,8 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank, bool given,
 			      u64 now)
 {
+	struct pv_cpu *c;
+	s32 home;
 	s64 lead;
 
 	/* Running or waking up, it is judged soon; boosted already, it is ahead. */
@@ -128,7 +130,15 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 	if (task_is_spent(t, lead) || irq_is_spent(t, now)) {
 		COUNT(hints_spent);
 		EVENT(REFUSED, t->tid, PV_REFUSED_SPENT, rank);
-		goto stay;
+		if (t->extra_turn || irq_is_spent(t, now))
+			goto stay;
+		/* It may have its turn before it has repaid all, and there is time until then. */
+		home = home_of(p, t);
+		c = cpu_of(home >= 0 ? home : scx_bpf_task_cpu(p));
+		if (!c)
+			goto stay;
+		post(c, BPF_CORE_READ(p, pid));
+		return;
 	}
 	tell_cpu(p, t, rank, now);
 	return;

@@ -553,6 +553,17 @@ static inline unsigned long long pv_capacity_word(unsigned long long capacity,
 }
 
 /*
+ * What has to be left of a debt for a spent @budget to count again: a @turn less than that, or half
+ * of it if that is more. A vCPU that always wants more than its share has it in so small pieces
+ * then. If all had to be repaid it would wait for many budgets on a busy host, and then keep others
+ * waiting for a whole one.
+ */
+static inline unsigned long long pv_resume(unsigned long long budget, unsigned long long turn)
+{
+	return budget - (turn < budget / 2 ? turn : budget / 2);
+}
+
+/*
  * Whether a budget is spent. Once spent it counts as spent until the debt is
  * down to @resume, so that a vCPU at the edge does not flap.
  */

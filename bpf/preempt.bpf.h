@@ -64,12 +64,12 @@ static inline bool is_batch(struct pv_task *t)
 }
 
 /*
- * @t, of @weight, has woken up and waits for a fair turn on @cpu, where somebody runs. A
+ * @t, of @weight, has woken up and waits at @vtime for a turn on @cpu, where somebody runs. A
  * latency-critical vCPU has the turn ended for any better claim and at once, one for batch work
  * never.
  */
 static __always_inline void interrupt_turn(struct task_struct *p, struct pv_task *t, struct pv_cpu *c,
-				  s32 cpu, u64 weight, bool rested, u64 now)
+				  s32 cpu, u64 vtime, u64 weight, bool rested, u64 now)
 {
 	u64 at = READ_ONCE(c->vtime_at), turn = READ_ONCE(c->turn_at), ran, current, margin, left;
 	struct pv_reminder *r;
@@ -79,7 +79,7 @@ static __always_inline void interrupt_turn(struct task_struct *p, struct pv_task
 	ran = now > turn ? now - turn : 0;
 	current = READ_ONCE(c->vtime) + pv_charge(now > at ? now - at : 0, READ_ONCE(c->weight));
 	margin = has_role(t, PVSCHED_ROLE_LATENCY) ? 0 : pv_charge(slice_ns / 2, weight);
-	left = pv_ends_in(t->vtime, current, margin, ran, slice_min_ns, rested);
+	left = pv_ends_in(vtime, current, margin, ran, slice_min_ns, rested);
 	if (!left) {
 		interrupt_now(c, cpu, p->pid);
 		return;

@@ -121,8 +121,8 @@ static inline void post(struct pv_cpu *c, s32 whom)
 
 /*
  * Moves one posted vCPU from its fair queue to a boost queue that @cpu, in
- * @llc, looks at; or to where it belongs in the fair queue, if its guest has
- * got more to do than what it is weighed by.
+ * @llc, looks at; or to where it belongs in the fair queue, if it is refused a
+ * boost for now, or its guest has got more to do than what it is weighed by.
  */
 __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
@@ -154,6 +154,10 @@ __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 	if (rank) {
 		dsq = boost_dsq(home, llc);
 		key = pv_boost_key(rank, now);
+		t->extra_turn = 1;
+	} else if (t->refused) {
+		dsq = t->dsq;
+		key = queue_vtime(p, t);
 		t->extra_turn = 1;
 	} else {
 		weight = guest_weight(t, page);

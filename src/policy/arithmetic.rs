@@ -111,6 +111,8 @@ pure! {
     fine_bucket = pv_fine_bucket(value: u64) -> u32;
     /// The least number in such a bucket.
     fine_least = pv_fine_least(bucket: u32) -> u64;
+    /// What has to be left of a debt for a spent budget to count again.
+    resume = pv_resume(budget: u64, turn: u64) -> u64;
     /// Whether a budget counts as spent.
     spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
 }
@@ -490,6 +492,14 @@ mod tests {
             let resume = resume.min(budget);
             prop_assert_eq!(spent(false, debt, budget, resume), debt > budget);
             prop_assert_eq!(spent(true, debt, budget, resume), debt > resume);
+        }
+
+        #[test]
+        fn a_spent_budget_counts_again_a_turn_later(debt: u64, budget: u64, turn: u64) {
+            let least = resume(budget, turn);
+            prop_assert!(least <= budget && least >= budget / 2);
+            prop_assert_eq!(budget - least, turn.min(budget / 2));
+            prop_assert!(!spent(true, debt.min(least), budget, least));
         }
 
         /// One CPU shared by any weights, where the task furthest behind always runs: nobody's

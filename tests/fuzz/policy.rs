@@ -5,9 +5,9 @@ use bolero::{check, TypeGenerator};
 use scx_pvsched::abi;
 use scx_pvsched::policy::arithmetic::{
     average, boost_key, charge, debt_add, debt_repay, enter_base, enter_vtime, guest_weight,
-    key_rank, lead, most_ahead, rank, reweigh, slice, spent, timer_delay, timer_rank, weight,
-    PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_OWED_MAX_NS, PV_RANK_MAX,
-    PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
+    key_rank, lead, most_ahead, rank, resume, reweigh, slice, spent, timer_delay, timer_rank,
+    weight, PV_GUEST_WEIGHT_DFL, PV_GUEST_WEIGHT_IDLE, PV_GUEST_WEIGHT_MAX, PV_OWED_MAX_NS,
+    PV_RANK_MAX, PV_RANK_NONE, PV_STARVATION_NS, PV_TIME_MAX, PV_WEIGHT_DFL, PV_WEIGHT_MAX,
 };
 
 const MS: u64 = 1_000_000;
@@ -250,7 +250,7 @@ fn share(sharers: &[Sharer], weights: &[u64], overruns: &[u16]) -> Vec<u64> {
         for i in 0..count {
             let lead = lead(base[i], queue, weights[i]);
             let lead = u64::try_from(lead).unwrap_or(0);
-            is_spent[i] = spent(is_spent[i], lead, TASK_BUDGET, 0);
+            is_spent[i] = spent(is_spent[i], lead, TASK_BUDGET, resume(TASK_BUDGET, 4 * MS));
         }
         let rank_of = |i: &usize| {
             let class = u64::from(abi::PVSCHED_CLASS_RT) << abi::PVSCHED_URGENCY_CLASS_SHIFT;

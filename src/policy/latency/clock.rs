@@ -124,4 +124,16 @@ impl Latency {
         let weight = math::weight(task.weight.get(), math::PV_GUEST_WEIGHT_DFL);
         math::lead(t.base, self.read(t.clock), weight)
     }
+
+    /// Where it waits among those for a fair turn. One that was refused a boost has its turn when it
+    /// may have that again, which is before it has its share.
+    pub(super) fn queue_vtime(&self, task: &Task, t: &State) -> u64 {
+        let Some(vcpu) = task.vcpu.filter(|_| t.refused) else {
+            return t.vtime;
+        };
+        let weight = math::weight(task.weight.get(), math::PV_GUEST_WEIGHT_DFL);
+        let resume = math::resume(vcpu.limits.task_budget, self.tunables.slice);
+        let vtime = t.base.saturating_sub(math::charge(resume, weight));
+        vtime.min(t.vtime)
+    }
 }

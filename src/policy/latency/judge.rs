@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) irq_debt: u64,
     pub(super) irq_debt_at: u64,
     pub(super) task_spent: bool,
+    /// It is urgent, and not ahead as that budget alone is spent.
+    pub(super) refused: bool,
     pub(super) irq_spent: bool,
     /// Rank of the interrupt that it was last seen to wait for, until that is taken.
     pub(super) hinted: Option<u32>,
@@ -83,10 +85,12 @@ impl Latency {
         let wanted = t.wants(&vcpu, lead, self.tunables.slice);
         let limits = vcpu.limits;
         let ahead = lead.max(0).unsigned_abs();
-        t.task_spent = math::spent(t.task_spent, ahead, limits.task_budget, 0);
+        let resume = math::resume(limits.task_budget, self.tunables.slice);
+        t.task_spent = math::spent(t.task_spent, ahead, limits.task_budget, resume);
         let debt = t.irq_debt_at(now);
         t.irq_spent = math::spent(t.irq_spent, debt, limits.irq_budget, limits.irq_budget / 2);
         let for_irq = wanted.applied == Applied::BoostIrq;
+        t.refused = wanted.rank > 0 && t.task_spent && !(for_irq && t.irq_spent);
         let (verdict, left) = if wanted.rank == 0 {
             none
         } else if t.task_spent || for_irq && t.irq_spent {

@@ -112,7 +112,7 @@ impl Latency {
 
     /// Whether it has so much better a claim than who runs on its CPU that it need not wait. Nobody
     /// reminds a policy later, so one that may interrupt soon waits like those that may not.
-    fn outranks_current(&self, task: &Task, t: &State, host: &Host) -> bool {
+    fn outranks_current(&self, task: &Task, at: u64, host: &Host) -> bool {
         let Some(other) = host.running(task.last_cpu) else {
             return false;
         };
@@ -130,7 +130,7 @@ impl Latency {
             math::charge(self.tunables.slice / 2, weight)
         };
         let turn = host.now.saturating_sub(began);
-        let ends_in = math::ends_in(t.vtime, vtime, margin, turn, self.tunables.slice_min, false);
+        let ends_in = math::ends_in(at, vtime, margin, turn, self.tunables.slice_min, false);
         !is_batch(task) && o.verdict.rank == 0 && ends_in == 0
     }
 
@@ -210,8 +210,9 @@ impl Policy for Latency {
             } else {
                 math::slice(self.tunables.slice, self.tunables.slice_min, waiting)
             };
-            let target = why == Why::Woke && self.outranks_current(task, &t, host);
-            Decision::new(FAIR | t.vtime, slice).interrupting(target.then_some(task.last_cpu))
+            let vtime = self.queue_vtime(task, &t);
+            let target = why == Why::Woke && self.outranks_current(task, vtime, host);
+            Decision::new(FAIR | vtime, slice).interrupting(target.then_some(task.last_cpu))
         };
         self.tasks.insert(task.id, t);
         if decision.preempt.is_none() && !has_cpu(task, &decision, host) {
@@ -223,7 +224,8 @@ impl Policy for Latency {
     }
 
     fn hint(&mut self, task: &Task, host: &Host) -> Reaction {
-        let was_light = guest_is_light(self.tasks.get(&task.id));
+        let before = self.tasks.get(&task.id);
+        let (was_light, was_refused) = (guest_is_light(before), before.is_some_and(|t| t.refused));
         if let Some(cpu) = host.running_on(task.id) {
             self.settle_alone(cpu, host);
         }
@@ -234,8 +236,11 @@ impl Policy for Latency {
         };
         let Verdict { rank, applied } = t.verdict;
         let again = if t.running.is_none() {
-            // Worth a boost, or a better one; or its guest has got more to do.
-            verdict.rank > rank || guest_weight(task) > t.guest_weight && !t.extra
+            // Worth a boost, or a better one, or a place as of one that is refused it; or its guest has
+            // got more to do.
+            verdict.rank > rank
+                || t.refused && !was_refused
+                || guest_weight(task) > t.guest_weight && !t.extra
         } else {
             t.settle(host.now);
             t.verdict = verdict;
@@ -268,12 +273,18 @@ impl Policy for Latency {
         let waits = host.queue.first(cpu, host.tasks).is_some();
         let now = host.now;
         let guard_is_due = self.guard_is_due(cpu, now);
+        let in_fair_order = decision.order & FAIR != 0;
         let Some(t) = self.tasks.get_mut(&task.id) else {
             return;
         };
         t.settle(now);
         t.running = Some((now, 0));
-        let chosen = t.vtime;
+        // One that was refused a boost waited for less than its share.
+        let chosen = if t.refused && in_fair_order {
+            decision.order & !FAIR
+        } else {
+            t.vtime
+        };
         let weight = guest_weight(task);
         t.vtime = math::reweigh(t.vtime, clock, t.guest_weight, weight);
         t.guest_weight = weight;
@@ -282,7 +293,6 @@ impl Policy for Latency {
         let extra = t.extra;
         let state = self.cpus.entry(cpu).or_default();
         state.alone = None;
-        let in_fair_order = decision.order & FAIR != 0;
         if extra {
             let since = state.boosted_since.filter(|_| !in_fair_order);
             state.boosted_since = since.or(Some(now));
@@ -445,6 +455,31 @@ mod tests {
         assert_eq!(verdict.applied, Applied::BoostTask);
         let clock = policy.go_by(&task, cpu, &later);
         assert_eq!(policy.tasks[&task.id].vtime, clock);
+    }
+
+    /// If it had to repay its whole budget before its next boost, it would wait for three times that.
+    #[test]
+    fn an_urgent_vcpu_that_wants_more_than_its_share_has_it_in_small_pieces() {
+        let urgent = Job::periodic(Urgency::realtime(50), 10 * MS, 5 * MS);
+        let vcpu = Thread::new([urgent, Job::BUSY]);
+        let scenario = Scenario {
+            seed: 0,
+            duration: 4000 * MS,
+            topology: Topology::flat(1),
+            smt_isolate: false,
+            tasks: vec![Thread::new([Job::BUSY]); 3],
+            vms: vec![Vm::new([vcpu.into()])],
+        };
+        let trace = simulate(&scenario, &mut Latency::default());
+        let vcpu = TaskId(4);
+        assert!(trace.is_throttled(vcpu));
+        let wait = trace.longest_wait(vcpu);
+        assert!(wait < 50 * MS, "{} ms", wait / MS);
+        let turns = trace.turns.iter().filter(|turn| turn.task == vcpu);
+        let had = turns.map(|turn| turn.ran).sum::<u64>();
+        let share = 1000 * MS;
+        assert!(had >= share - 20 * MS, "{} ms", had / MS);
+        assert!(had <= share + 110 * MS, "{} ms", had / MS);
     }
 
     /// The backend of the engine in user space is ejected when somebody has waited for 5 s.
