@@ -57,6 +57,7 @@ static inline struct pvsched_page *page_of(struct task_struct *p, struct pv_task
 		t->hint_at = 0;
 		t->due_until = 0;
 		t->due_turn = 0;
+		t->called_at = 0;
 		t->given_until = 0;
 		t->would_be = PV_BOOST_NONE;
 		t->vm = v->vm;
@@ -78,6 +79,9 @@ static inline void count_response(struct pv_task *t, struct pvsched_page *page)
 	if (response == t->response)
 		return;
 	t->response = response;
+	/* It has run. Should its timer have expired behind a tick's, nothing else told of that. */
+	WRITE_ONCE(t->due_until, 0);
+	WRITE_ONCE(t->due_turn, 0);
 	count_stage(PV_STAGE_LATE, 0,
 		    (response >> PVSCHED_RESPONSE_LATE_SHIFT & PVSCHED_RESPONSE_US_MAX) * 1000);
 	count_stage(PV_STAGE_TASK, 0, (response & PVSCHED_RESPONSE_US_MAX) * 1000);

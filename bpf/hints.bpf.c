@@ -270,7 +270,7 @@ int BPF_PROG(on_entry)
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct pv_task *t;
 	struct pv_cpu *c;
-	u64 now;
+	u64 now, took;
 
 	t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!t)
@@ -291,10 +291,15 @@ int BPF_PROG(on_entry)
 		t->entered_at = now;
 		t->entered = 1;
 		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
+	}
+	if (t->called_at) {
+		now = clock_ns();
 		c = cpu_of(bpf_get_smp_processor_id());
-		/* Of those that had to wait for a CPU, and not for a fair turn. */
-		if (c && t->started && now > t->hint_at && !is_observed(t))
-			c->enter_ns = pv_average(c->enter_ns, now - t->hint_at);
+		took = now > t->called_at ? now - t->called_at : 0;
+		t->called_at = 0;
+		/* Where it had to wait for others as urgent, to be earlier would not have helped. */
+		if (c && took < PV_EARLY_MAX_NS)
+			c->enter_ns = pv_average(c->enter_ns, took);
 	}
 	return 0;
 }

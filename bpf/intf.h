@@ -125,6 +125,7 @@ struct pv_task {
 	u64 given_until;	/* ns; a vCPU that spins gave its turn for it: boosted until then */
 	u64 turns;		/* how often it was given a CPU */
 	u64 due_turn;		/* number of the turn that it was put ahead for a timer to get */
+	u64 called_at;		/* ns; a CPU was told to put it ahead, and it is not in guest mode, 0 none */
 	u32 due_rank;		/* what that timer is worth */
 	u32 hint_rank;		/* what the hint is worth */
 	u32 timer_known;	/* its timer's expiry was seen, the delivery not yet */
@@ -213,7 +214,7 @@ struct pv_cpu {
 	u64 boosted_since;	/* ns; since when it gives boosted turns only, 0 not */
 	u64 vtime;		/* of the task that runs, at vtime_at */
 	u64 vtime_at;		/* ns */
-	u64 enter_ns;		/* from a hint to guest mode, of late */
+	u64 enter_ns;		/* from when it is told to put a vCPU ahead to guest mode, of late */
 	u64 weight;		/* of the task that runs; see policy.h */
 	u64 clock;		/* how far fair turns have got here, in virtual time */
 	u64 alone_since;	/* ns; its turn began then, with nobody waiting; 0 not so */

@@ -530,6 +530,9 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);
 		}
 		verdict = boost_judge(t, page, task_lead(p, t), now);
+		/* Its fair turn came first. */
+		if (!VERDICT_RANK(verdict))
+			WRITE_ONCE(t->called_at, 0);
 		boost_set(t, page, c, verdict, waits);
 	}
 }

@@ -140,6 +140,7 @@ static inline void call_ahead(struct task_struct *p, struct pv_task *t, u32 rank
 		post(c, BPF_CORE_READ(p, pid));
 		return;
 	}
+	WRITE_ONCE(t->called_at, now);
 	tell_cpu(p, t, rank, now);
 	return;
 stay:

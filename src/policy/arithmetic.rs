@@ -440,8 +440,8 @@ mod tests {
         }
 
         #[test]
-        fn one_that_is_owed_time_gets_there_six_times_as_early(enter in 0u64..MS / 2, budget: u64) {
-            prop_assert_eq!(early(enter, 0, budget), 6 * enter);
+        fn one_that_is_owed_time_gets_there_twelve_times_as_early(enter in 0u64..MS / 3, budget: u64) {
+            prop_assert_eq!(early(enter, 0, budget), 12 * enter);
             prop_assert_eq!(early(enter, i64::try_from(budget / 4 + 1).unwrap(), budget), enter);
         }
 
