@@ -38,7 +38,8 @@ pub struct Options {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
     pub slice_min_us: u64,
 
-    /// How far boosts may carry a vCPU ahead of its fair share, in microseconds of CPU time
+    /// How far boosts may carry a vCPU ahead of its fair share, in microseconds of CPU time; at that
+    /// limit it may be boosted again once it has repaid what a turn is long (--slice-us)
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(TASK_BUDGET_US))]
     pub task_budget_us: u64,
 

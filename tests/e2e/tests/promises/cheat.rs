@@ -50,6 +50,9 @@ impl Words {
 /// What the guest has in its pages, again and again.
 type Lie = fn(&GuestPages, &mut Words) -> Result<()>;
 
+/// Everything at times, also to have nothing urgent, or nothing but SCHED_IDLE work.
+const CAPRICE: &str = "any words";
+
 const LIES: [(&str, Lie); 6] = [
     ("always FIFO 99", |pages, _| pages.write(CURRENT, FIFO_99)),
     ("always in an interrupt", |pages, _| {
@@ -64,7 +67,7 @@ const LIES: [(&str, Lie); 6] = [
             | FIFO_99 >> abi::PVSCHED_URGENCY_PRIO_SHIFT << abi::PVSCHED_TIMER_URGENCY_SHIFT;
         pages.write(TIMER, timer)
     }),
-    ("any words", |pages, words| {
+    (CAPRICE, |pages, words| {
         [CURRENT, PENDING, CONTEXT, ACK, TIMER, RESPONSE]
             .into_iter()
             .try_for_each(|word| pages.write(word, words.next()))
@@ -125,16 +128,20 @@ fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
                 used
             })?;
             chain.scheduler()?.check()?;
+            let most = if name == CAPRICE {
+                margins::OVERSLEPT_BESIDE_CAPRICE
+            } else {
+                margins::OVERSLEPT_BESIDE_LIAR
+            };
             let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
             println!(
                 "{name}: each vCPU {vcpu:.3} of its share, the least of the host's tasks {least:.3}, \
                  one overslept {overslept:.1?}"
             );
             ensure!(
-                least >= margins::BESIDE_LIAR_SHARE && overslept <= margins::OVERSLEPT_BESIDE_LIAR,
-                "{name}: the host's tasks at least {:.2}, at most {:?}",
-                margins::BESIDE_LIAR_SHARE,
-                margins::OVERSLEPT_BESIDE_LIAR
+                least >= margins::BESIDE_LIAR_SHARE && overslept <= most,
+                "{name}: the host's tasks at least {:.2}, at most {most:?}",
+                margins::BESIDE_LIAR_SHARE
             );
         }
         Ok(())

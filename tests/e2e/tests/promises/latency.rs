@@ -155,6 +155,45 @@ fn a_guests_realtime_task_wakes_up_fast_on_a_busy_host() -> Result<()> {
     })
 }
 
+/// Its vCPU has a quarter of a CPU, and needs more if it is boosted for longer than the task takes.
+/// Then it spends its budget, and waits. A neighbour that nothing is known of always waits for long.
+#[test]
+fn a_guests_realtime_task_that_needs_little_has_it_beside_a_busy_neighbour() -> Result<()> {
+    promise(|| {
+        let options = VmOptions::default();
+        let vm = Vm::start(&options)?;
+        let batch = VmOptions {
+            name: "batch".to_owned(),
+            vcpus: 6,
+            driver: false,
+            agent: false,
+            ..VmOptions::default()
+        };
+        let neighbour = Vm::start(&batch)?;
+        let _load = GuestLoad::start(&vm.guest, 0..options.vcpus)?;
+        let _batch = GuestLoad::start(&neighbour.guest, 0..batch.vcpus)?;
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        wait_attached(&scheduler, &vm, options.vcpus)?;
+        let cyclictest = Cyclictest {
+            duration: 2 * DURATION,
+            ..Cyclictest::default()
+        };
+        let measured = cyclictest.run(&vm.guest)?;
+        let (due, had) = (1000, measured.samples());
+        let (p90, p99) = (measured.p90(), measured.p99());
+        println!("{}", counts(&scheduler.stats()?));
+        println!("{had} of {due} wake-ups, p90 {p90} us, p99 {p99} us");
+        scheduler.check()?;
+        ensure!(
+            had >= margins::WAKE_UPS_HAD * due / 100 && p99 <= margins::TAIL_BESIDE_NEIGHBOUR_US,
+            "at least {} % of the wake-ups, p99 at most {} us",
+            margins::WAKE_UPS_HAD,
+            margins::TAIL_BESIDE_NEIGHBOUR_US
+        );
+        Ok(())
+    })
+}
+
 #[allow(clippy::cast_precision_loss)]
 fn measure(guest: &Guest, hogs: &Hog, phase: Duration) -> Result<Cell> {
     let cyclictest = Cyclictest {
