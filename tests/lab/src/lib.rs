@@ -11,6 +11,7 @@
 
 pub mod accel;
 pub mod agent;
+pub mod barriers;
 pub mod bench;
 pub mod cache;
 pub mod chain;

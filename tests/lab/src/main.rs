@@ -132,6 +132,14 @@ enum Action {
         #[arg(default_value = "target/bench/report.json")]
         report: PathBuf,
     },
+    /// Inside a guest: memory barriers between busy threads; tells how many per second
+    #[command(hide = true)]
+    Barriers {
+        /// CPUs, from the first on
+        cpus: usize,
+        /// Milliseconds
+        duration: u64,
+    },
     /// Inside a VM: be busy and sleep by turns
     #[command(hide = true)]
     Burn {
@@ -279,6 +287,10 @@ fn act(action: Action) -> Result<u8> {
         Action::Steady(args) => return mix(args),
         Action::Matrix(args) => return tabulate(args),
         Action::Survey => matrix::print(&Findings::make())?,
+        Action::Barriers { cpus, duration } => {
+            let duration = Duration::from_millis(duration);
+            println!("{}", pvsched_lab::barriers::rate(cpus, duration)?);
+        }
         Action::Burn { busy, idle } => {
             burn(Duration::from_millis(busy), Duration::from_millis(idle))
         }

@@ -24,6 +24,7 @@ mod placement;
 mod priority;
 mod protocol;
 mod service;
+mod spinning;
 mod steady;
 mod vm;
 mod weights;
