@@ -364,7 +364,7 @@ static inline unsigned long long pv_enter_vtime(unsigned long long vtime,
 /*
  * The same for the virtual time that budgets go by. Nothing is forgiven that a
  * task is ahead of its share: it waits for its turn no longer than above, but
- * for its next boost until that is repaid.
+ * for its next boost until enough of that is repaid (pv_resume()).
  */
 static inline unsigned long long pv_enter_base(unsigned long long vtime,
 					       unsigned long long queue_vtime,
@@ -553,10 +553,10 @@ static inline unsigned long long pv_capacity_word(unsigned long long capacity,
 }
 
 /*
- * What has to be left of a debt for a spent @budget to count again: a @turn less than that, or half
- * of it if that is more. A vCPU that always wants more than its share has it in so small pieces
- * then. If all had to be repaid it would wait for many budgets on a busy host, and then keep others
- * waiting for a whole one.
+ * How much of a debt may be left when a spent @budget counts again: a @turn less than the budget,
+ * but no less than half of it. A vCPU that always wants more than its share has that in pieces as
+ * small as a turn then. If all had to be repaid it would wait for several budgets on a busy host,
+ * and then keep others waiting for a whole one.
  */
 static inline unsigned long long pv_resume(unsigned long long budget, unsigned long long turn)
 {

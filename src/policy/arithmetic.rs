@@ -111,7 +111,7 @@ pure! {
     fine_bucket = pv_fine_bucket(value: u64) -> u32;
     /// The least number in such a bucket.
     fine_least = pv_fine_least(bucket: u32) -> u64;
-    /// What has to be left of a debt for a spent budget to count again.
+    /// How much of a debt may be left when a spent budget counts again.
     resume = pv_resume(budget: u64, turn: u64) -> u64;
     /// Whether a budget counts as spent.
     spent = pv_spent(spent: bool, debt: u64, budget: u64, resume: u64) -> bool;
