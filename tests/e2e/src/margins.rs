@@ -46,7 +46,7 @@ pub const WAKE_UPS_HAD: u64 = 90;
 pub const TAIL_BESIDE_NEIGHBOUR_US: u64 = 30_000;
 
 /// How many times as many barriers between its vCPUs, two for each CPU, a guest must do as under the
-/// kernel's scheduler. Measured: 1.7 to 2.0 on 6.18, and 0.6 to 0.95 on 7.3, whose own scheduler does twice
+/// kernel's scheduler. Measured: 1.5 to 2.0 on 6.18, and 0.6 to 0.95 on 7.3, whose own scheduler does twice
 /// as many as that of 6.18. One that did not get a vCPU that is waited for to run soon would do a third.
 pub const BARRIERS_OF_KERNELS: f64 = 0.5;
 
