@@ -121,8 +121,8 @@ static inline void post(struct pv_cpu *c, s32 whom)
 
 /*
  * Moves one posted vCPU from its fair queue to a boost queue that @cpu, in
- * @llc, looks at; or to where it belongs in the fair queue, if it is refused a
- * boost for now, or its guest has got more to do than what it is weighed by.
+ * @llc, looks at; or to where it belongs in the fair queue, if its budget is
+ * spent, or its guest has got more to do than what it is weighed by.
  */
 __noinline int move_ahead(s32 tid, s32 cpu, u32 llc)
 {
