@@ -227,8 +227,14 @@ static inline s32 group_new(struct cgroup *cgrp, u32 weight, bool idle)
 		bpf_cgroup_release(up);
 	}
 	n = bpf_cgrp_storage_get(&group_numbers, cgrp, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!n)
-		return -ENOMEM;
+	/*
+	 * One that is being removed is shown to a scheduler that starts, and can keep
+	 * nothing. It has no tasks any more.
+	 */
+	if (!n) {
+		COUNT(groups_missing);
+		return 0;
+	}
 	/* So that from each cgroup the way up to the root is short enough to be gone. */
 	n->own = cgrp->level <= PV_GROUP_DEPTH && !bpf_map_pop_elem(&free_groups, &n->number);
 	if (!n->own) {

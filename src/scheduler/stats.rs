@@ -147,7 +147,8 @@ pub struct Metrics {
     #[stat(desc = "vCPUs put ahead because another one spins for them (KVM's directed yield)")]
     pub yields_to: u64,
     #[stat(
-        desc = "cgroups without a weight or quota of their own, as there are too many or they are too deep"
+        desc = "cgroups without a weight or quota of their own, as there are too many, they are too deep, or \
+                were just removed"
     )]
     pub groups_missing: u64,
     #[stat(desc = "times that a task had to wait for the next period of its cgroup's cpu.max")]

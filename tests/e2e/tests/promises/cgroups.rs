@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::vm::endless_fifo;
 const ROOT: &str = "/sys/fs/cgroup";
 const SETTLE: Duration = Duration::from_secs(1);
 const DURATION: Duration = Duration::from_secs(8);
+/// Of the scheduler, while cgroups come and go.
+const STARTS: u32 = 5;
 
 /// A cgroup whose children have weights; it goes when this is dropped, and has to be empty then.
 struct Cgroup(PathBuf);
@@ -139,6 +142,35 @@ fn a_load_that_begins_in_a_cgroup_takes_turns_as_one_outside() -> Result<()> {
             "{ratio:.2} times as many switches in a cgroup"
         );
         scheduler.stop()
+    })
+}
+
+/// A cgroup that has been removed is shown to a scheduler that starts for a moment still.
+#[test]
+fn it_starts_while_cgroups_come_and_go() -> Result<()> {
+    promise(|| {
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let comes_and_goes = scope.spawn(|| -> Result<u32> {
+                let mut number = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    drop(Cgroup::new(Path::new(ROOT), "fleeting", 100)?);
+                    number += 1;
+                }
+                Ok(number)
+            });
+            let starts = (0..STARTS).try_for_each(|_| {
+                let mut scheduler = Scheduler::start::<&str>(&[])?;
+                scheduler.check()?;
+                scheduler.stop()
+            });
+            stop.store(true, Ordering::Relaxed);
+            let number = comes_and_goes.join().expect("it returns what goes wrong")?;
+            println!("{number} cgroups came and went during {STARTS} starts");
+            starts?;
+            ensure!(number >= STARTS, "only {number} cgroups came and went");
+            Ok(())
+        })
     })
 }
 
