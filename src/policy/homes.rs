@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::abi;
+use super::Role;
 
 /// How many rounds of moves even out the CPUs' loads at most; one or two are the rule.
 const EVEN_ROUNDS: u32 = 16;
@@ -18,8 +18,8 @@ const EVEN_ROUNDS: u32 = 16;
 /// What a guest declared for one vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Declared {
-    /// `enum pvsched_role`, or a number that is none.
-    pub role: u32,
+    /// What it is for.
+    pub role: Role,
     /// 0 for none.
     pub group: u16,
 }
@@ -27,23 +27,10 @@ pub struct Declared {
 impl From<u32> for Declared {
     /// From `pvsched_page.role`, of which the low half says all.
     fn from(word: u32) -> Self {
-        let [role, low, high, _] = word.to_le_bytes();
+        let [_, low, high, _] = word.to_le_bytes();
         Self {
-            role: role.into(),
+            role: Role::of_word(word),
             group: u16::from_le_bytes([low, high]),
-        }
-    }
-}
-
-impl Declared {
-    /// The role in one word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self.role {
-            abi::PVSCHED_ROLE_LATENCY => "latency",
-            abi::PVSCHED_ROLE_INTERRUPT => "interrupt",
-            abi::PVSCHED_ROLE_BATCH => "batch",
-            _ => "none",
         }
     }
 }
@@ -589,9 +576,15 @@ mod tests {
     #[test]
     fn a_declaration_is_read_from_any_word() {
         let declared = Declared::from(0x12_34_01);
-        assert_eq!((declared.name(), declared.group), ("latency", 0x1234));
-        assert_eq!(Declared::from(u32::MAX).name(), "none");
-        assert_eq!(Declared::from(0), Declared { role: 0, group: 0 });
+        assert_eq!((declared.role, declared.group), (Role::Latency, 0x1234));
+        assert_eq!(Declared::from(u32::MAX).role, Role::None);
+        assert_eq!(
+            Declared::from(0),
+            Declared {
+                role: Role::None,
+                group: 0
+            }
+        );
     }
 
     /// The most members that can have a unit of their own, by another algorithm.

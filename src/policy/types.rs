@@ -156,6 +156,31 @@ pub enum Role {
     Batch,
 }
 
+impl Role {
+    /// From `pvsched_page.role`, of which other bits than the role's do not matter. A number that is
+    /// none says nothing.
+    #[must_use]
+    pub fn of_word(word: u32) -> Self {
+        match word & abi::PVSCHED_ROLE_MASK {
+            abi::PVSCHED_ROLE_LATENCY => Self::Latency,
+            abi::PVSCHED_ROLE_INTERRUPT => Self::Interrupt,
+            abi::PVSCHED_ROLE_BATCH => Self::Batch,
+            _ => Self::None,
+        }
+    }
+
+    /// In one word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Latency => "latency",
+            Self::Interrupt => "interrupt",
+            Self::Batch => "batch",
+        }
+    }
+}
+
 /// What makes a task a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vcpu {

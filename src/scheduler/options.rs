@@ -49,7 +49,8 @@ pub struct Options {
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(IRQ_BUDGET_US))]
     pub irq_budget_us: u64,
 
-    /// Boost for an interrupt of a guest that does not publish, in microseconds after it entered
+    /// Boost for an interrupt of a guest that does not publish, in microseconds after it entered; it
+    /// ends at the first exit or tick after that
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(0..=100_000))]
     pub irq_boost_us: u64,
 

@@ -17,8 +17,8 @@ use scx_utils::Topology;
 
 use super::config::Groups;
 use super::registry::Vms;
-use crate::abi;
 use crate::policy::homes::{place, Cores, Declared, Group, Id, Member, Placement};
+use crate::policy::Role;
 
 /// How often the declarations are looked at. A change takes about that long to have its effect.
 const LOOK: Duration = Duration::from_secs(1);
@@ -148,7 +148,7 @@ impl Homes {
                         vm: scope,
                         number: declared.group,
                     },
-                    latency: declared.role == abi::PVSCHED_ROLE_LATENCY,
+                    latency: declared.role == Role::Latency,
                     allowed,
                 };
                 members.push((member, vcpu.tid));

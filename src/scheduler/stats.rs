@@ -288,13 +288,13 @@ impl VcpuMetrics {
     /// From what the BPF programs keep of a vCPU's thread.
     #[must_use]
     pub fn new(tid: u32, task: &intf::pv_task, home: Option<u32>) -> Self {
-        let role = Declared::from(task.role);
+        let declared = Declared::from(task.role);
         Self {
             tid,
             published: describe_urgency(task.urgency),
             applied: describe_applied(task.applied).to_owned(),
-            role: role.name().to_owned(),
-            group: role.group.into(),
+            role: declared.role.name().to_owned(),
+            group: declared.group.into(),
             home: home.and_then(|cpu| cpu.try_into().ok()).unwrap_or(-1),
             boosts_task: task.boosts_task,
             boosts_irq: task.boosts_irq,

@@ -2,7 +2,6 @@
 //! What the kernel tells, as values of a policy.
 
 use anyhow::{bail, Result};
-use scx_pvsched::abi;
 use scx_pvsched::policy::arithmetic::{PV_RANK_DEADLINE, PV_RANK_IRQ, PV_RANK_RT_BASE};
 use scx_pvsched::policy::{CpuId, Interrupt, Limits, Published, Role, TaskId, Urgency, Vcpu, VmId};
 use scx_pvsched::scheduler::bpf::{intf, MapValue};
@@ -71,15 +70,6 @@ fn urgency(rank: u32) -> Option<Urgency> {
     }
 }
 
-fn role(word: u32) -> Role {
-    match word & abi::PVSCHED_ROLE_MASK {
-        abi::PVSCHED_ROLE_LATENCY => Role::Latency,
-        abi::PVSCHED_ROLE_INTERRUPT => Role::Interrupt,
-        abi::PVSCHED_ROLE_BATCH => Role::Batch,
-        _ => Role::None,
-    }
-}
-
 impl TryFrom<intf::pv_news_switch> for Switch {
     type Error = anyhow::Error;
 
@@ -130,7 +120,7 @@ impl TryFrom<intf::pv_news_vcpu> for Told {
                 task_budget: news.task_budget_ns,
                 irq_budget: news.irq_budget_ns,
             },
-            role: role(news.role),
+            role: Role::of_word(news.role),
         };
         Ok(Self {
             at: news.at,
