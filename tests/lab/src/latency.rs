@@ -212,6 +212,21 @@ impl Histogram {
             .collect()
     }
 
+    /// With the wake-ups that were due while one was late. cyclictest skips these, so that a
+    /// scheduler which stalls for half of the time would show few long latencies: "coordinated
+    /// omission", corrected as HdrHistogram does, by one more sample for each whole `interval`.
+    pub fn with_skipped(&self, interval: Duration) -> Self {
+        let interval = u64::try_from(interval.as_micros())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        self.counts()
+            .flat_map(|(us, count)| {
+                let skipped = us.saturating_sub(1) / interval;
+                (0..=skipped).map(move |periods| (us - periods * interval, count))
+            })
+            .collect()
+    }
+
     /// Adds another measurement's samples.
     pub fn add(&mut self, other: &Self) {
         for (us, count) in &other.0 {
@@ -236,6 +251,24 @@ mod tests {
 
     fn histogram(counts: &[(u64, u64)]) -> Histogram {
         Histogram(counts.iter().copied().collect())
+    }
+
+    #[test]
+    fn wake_ups_that_were_skipped_count() {
+        let interval = Duration::from_micros(10);
+        let soon = histogram(&[(0, 3), (9, 2), (10, 1)]);
+        assert_eq!(soon.with_skipped(interval), soon);
+        let late = histogram(&[(1, 5), (35, 2)]).with_skipped(interval);
+        assert_eq!(
+            late,
+            histogram(&[(1, 5), (5, 2), (15, 2), (25, 2), (35, 2)])
+        );
+        // Half of the time nothing ran.
+        let stalled = histogram(&[(1, 100), (1000, 1)]);
+        assert_eq!(
+            (stalled.p90(), stalled.with_skipped(interval).p90()),
+            (1, 800)
+        );
     }
 
     #[test]

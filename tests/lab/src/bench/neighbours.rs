@@ -36,7 +36,7 @@ fn beside(scene: &mut Scene, busy: u32) -> Result<Outcome> {
         Ok((latency, used))
     })?;
     batch.check()?;
-    let mut outcome = wakeup::outcome(latency)?;
+    let mut outcome = wakeup::outcome(&latency, cyclictest.interval)?;
     if busy > 0 {
         let all = Used {
             host: batch_used,

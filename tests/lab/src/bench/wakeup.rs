@@ -11,8 +11,7 @@ use crate::latency::{phase_of_round, Cyclictest, Histogram};
 
 const DURATION: Duration = Duration::from_secs(9);
 
-/// Of those due. cyclictest skips the periods that it oversleeps, so that the worst scheduler would
-/// show the fewest long latencies.
+/// That were had.
 const LEAST_SAMPLES: u32 = 10;
 
 /// The task that is measured.
@@ -29,7 +28,7 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     let cyclictest = cyclictest(scene);
     let hogs = Hog::start(scene.hogs())?;
     let (used, latency) = Used::during(guest, &hogs, || cyclictest.run(guest))?;
-    let mut outcome = outcome(latency)?;
+    let mut outcome = outcome(&latency, cyclictest.interval)?;
     if scene.hogs() > 0 {
         let (vcpus, host) = used.shares();
         outcome
@@ -39,13 +38,14 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// What the wake-ups of a guest's task say.
-pub fn outcome(latency: Histogram) -> Result<Outcome> {
+/// What the wake-ups of a guest's task say that were due once in each `interval`.
+pub fn outcome(latency: &Histogram, interval: Duration) -> Result<Outcome> {
     ensure!(
         latency.samples() >= u64::from(LEAST_SAMPLES),
         "only {} wake-ups",
         latency.samples()
     );
+    let latency = latency.with_skipped(interval);
     Ok(Outcome {
         results: quantiles(&latency),
         latency: Some(latency),
