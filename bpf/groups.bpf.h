@@ -229,7 +229,8 @@ static inline s32 group_new(struct cgroup *cgrp, u32 weight, bool idle)
 	n = bpf_cgrp_storage_get(&group_numbers, cgrp, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	/*
 	 * One that is being removed is shown to a scheduler that starts, and can keep
-	 * nothing. It has no tasks any more.
+	 * nothing. It has no tasks any more. Those of one for which there is no memory
+	 * count as the root's.
 	 */
 	if (!n) {
 		COUNT(groups_missing);
