@@ -11,7 +11,7 @@ use crate::latency::{phase_of_round, Cyclictest, Histogram};
 
 const DURATION: Duration = Duration::from_secs(9);
 
-/// That were had.
+/// Wake-ups that were had, without those that were skipped.
 const LEAST_SAMPLES: u32 = 10;
 
 /// The task that is measured.
