@@ -273,13 +273,14 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	struct pv_task *t = task_of(prev);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
+	struct pvsched_page *page;
 	u64 now = clock_ns(), slice, waiting;
 
 	if (!t || !c || !l || READ_ONCE(c->give_way))
 		return false;
 	if (!anybody_queues(cpu, llc))
 		return false;
-	charge(prev, t, now);
+	page = charge(prev, t, now);
 	alone_end(t, c, l, now);
 	/* One that goes on and on is never enqueued, but may be owed no more than others. */
 	waiting = waiting_for(cpu, llc, l);
@@ -292,6 +293,7 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
 	t->extra_turn = 0;
 	turn_begin(c, t, prev->scx.weight, now);
 	slice = is_batch(t) ? slice_ns : pv_slice(slice_ns, slice_min_ns, waiting);
+	end_on_time(t, !page, cpu, slice, now);
 	c->turn_end = now + slice;
 	c->boosted_since = 0;
 	scx_bpf_task_set_slice(prev, slice);
@@ -499,6 +501,8 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 			slice = slice_ns;
 			scx_bpf_task_set_slice(p, slice);
 		}
+		if (queued)
+			end_on_time(t, !page, cpu, slice, now);
 		t->extra_turn = 0;
 		c->turn_end = now + slice;
 		c->boosted_since = 0;

@@ -3,28 +3,14 @@
  * Whether a task that wakes up and is not boosted ends the turn of the one that runs; the
  * rule is pv_ends_in() of policy.h.
  *
- * A turn that may not be interrupted yet is interrupted a little later by a timer. Without it
- * the waking task would wait for the next tick, which is four milliseconds away on many kernels.
+ * A turn that may not be interrupted yet is interrupted a little later, by a reminder. By one also
+ * end turns that are not to last until the next tick.
  */
 #ifndef PVSCHED_PREEMPT_BPF_H
 #define PVSCHED_PREEMPT_BPF_H
 
 #include "placement.bpf.h"
-
-/* When a CPU's turn may be interrupted, somebody who waits for that reminds it. */
-struct pv_reminder {
-	struct bpf_timer timer;
-	u64 turn;	/* pv_cpu.turn_at of that turn */
-	u32 armed;
-	u32 rsvd;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, PV_MAX_CPUS);
-	__type(key, u32);
-	__type(value, struct pv_reminder);
-} reminders SEC(".maps");
+#include "reminders.bpf.h"
 
 static inline void interrupt_now(struct pv_cpu *c, s32 cpu, s32 tid)
 {
@@ -34,14 +20,21 @@ static inline void interrupt_now(struct pv_cpu *c, s32 cpu, s32 tid)
 	EVENT(PREEMPT, tid, cpu, PV_RANK_NONE);
 }
 
-/* The turn is long enough now. If it is over, whoever waits for its end has been considered. */
+/*
+ * The turn may be interrupted now, for somebody who woke up, or is over, which dispatch() sees to.
+ * If another has begun, whoever waited for the end of this one has been considered.
+ */
 static int on_reminder(void *map, u32 *cpu, struct pv_reminder *r)
 {
 	struct pv_cpu *c = cpu_of(*cpu);
-	u64 turn = READ_ONCE(r->turn);
 
-	__sync_lock_test_and_set(&r->armed, 0);
-	if (c && READ_ONCE(c->turn_at) == turn && !READ_ONCE(c->rank) && !READ_ONCE(c->taken))
+	if (!c || READ_ONCE(c->turn_at) != READ_ONCE(r->turn) || READ_ONCE(c->taken))
+		return 0;
+	if (READ_ONCE(c->rank))
+		return 0;
+	if (clock_ns() >= READ_ONCE(c->turn_end))
+		scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
+	else
 		interrupt_now(c, *cpu, 0);
 	return 0;
 }
@@ -72,7 +65,6 @@ static __always_inline void interrupt_turn(struct task_struct *p, struct pv_task
 				  s32 cpu, u64 vtime, u64 weight, bool rested, u64 now)
 {
 	u64 at = READ_ONCE(c->vtime_at), turn = READ_ONCE(c->turn_at), ran, current, margin, left;
-	struct pv_reminder *r;
 
 	if (is_batch(t) || READ_ONCE(c->rank) || READ_ONCE(c->taken))
 		return;
@@ -86,11 +78,21 @@ static __always_inline void interrupt_turn(struct task_struct *p, struct pv_task
 	}
 	if (left == PV_NOT_EARLY)
 		return;
-	r = bpf_map_lookup_elem(&reminders, &cpu);
-	if (r && !__sync_lock_test_and_set(&r->armed, 1)) {
-		WRITE_ONCE(r->turn, turn);
-		bpf_timer_start(&r->timer, left, 0);
-	}
+	remind(cpu, turn, left, now);
+}
+
+/*
+ * The fair turn of @t, whose guest does not publish if @silent, has begun on @cpu at @now, and
+ * others wait.
+ *
+ * Nothing tells what waits for a vCPU of such a guest: its tasks, urgent or not, wait as it does. It
+ * would wait for longer if its turns went on until a tick: it has its share in shorter ones, and
+ * an interrupt finds it owed time.
+ */
+static inline void end_on_time(struct pv_task *t, bool silent, u32 cpu, u64 slice, u64 now)
+{
+	if (t->is_vcpu && silent)
+		remind(cpu, now, slice, now);
 }
 
 #endif /* PVSCHED_PREEMPT_BPF_H */

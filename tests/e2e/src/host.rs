@@ -49,6 +49,18 @@ pub fn cpu_time(pid: u32, tid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(used.context(path)?))
 }
 
+/// How often a thread lost its CPU while it would have gone on.
+pub fn turns_cut_short(pid: u32, tid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/task/{tid}/status");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"));
+    count
+        .and_then(|count| count.trim().parse().ok())
+        .with_context(|| format!("no involuntary switches in {path}"))
+}
+
 /// The CPU that a thread runs on, or ran on last.
 pub fn last_cpu(pid: u32, tid: u32) -> Result<u32> {
     stat(pid, tid, 39)

@@ -1,5 +1,6 @@
 //! A real-time task in a guest runs soon although the host is busy, and the host does not pay.
 
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
@@ -189,6 +190,43 @@ fn a_guests_realtime_task_that_needs_little_has_it_beside_a_busy_neighbour() -> 
             "at least {} % of the wake-ups, p99 at most {} us",
             margins::WAKE_UPS_HAD,
             margins::TAIL_BESIDE_NEIGHBOUR_US
+        );
+        Ok(())
+    })
+}
+
+/// Nothing tells what its tasks are, which all wait as their vCPU does: for longer where its turns are longer.
+#[test]
+fn turns_of_a_guest_without_anything_end_on_time() -> Result<()> {
+    promise(|| {
+        let guest = Guest::builder().name("silent").boot()?;
+        let _load = GuestLoad::start(&guest, 0..2)?;
+        let hogs = Hog::start(4)?;
+        let mut scheduler = Scheduler::start::<&str>(&[])?;
+        thread::sleep(Duration::from_secs(2));
+        let threads = guest.vcpu_threads()?;
+        let turns = || -> Result<u64> {
+            let ended = |tid: &u32| host::turns_cut_short(guest.pid(), *tid);
+            threads.iter().map(ended).sum()
+        };
+        let before = turns()?;
+        let (used, ()) = Used::during(&guest, &hogs, || {
+            thread::sleep(DURATION);
+            Ok(())
+        })?;
+        #[allow(clippy::cast_precision_loss)]
+        let turn = used.vcpus.iter().sum::<f64>() * 1000.0 / (turns()? - before) as f64;
+        scheduler.check()?;
+        scheduler.stop()?;
+        let told = format!(
+            "a turn lasts {turn:.2} ms, {:.3} of a share",
+            used.share_of_vcpu()
+        );
+        println!("{told}");
+        ensure!(
+            turn <= margins::SILENT_TURN_MS,
+            "{told}; at most {:.1} ms",
+            margins::SILENT_TURN_MS
         );
         Ok(())
     })
