@@ -147,6 +147,14 @@ static inline bool is_due(struct pv_task *t, u64 now)
 	return now < READ_ONCE(t->due_until) || next_turn_is_due(t);
 }
 
+/* The vCPU is given a CPU. */
+static inline void begin_turn(struct pv_task *t, u64 now)
+{
+	if (next_turn_is_due(t) && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
+		WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
+	t->turns++;
+}
+
 /* The debt of interrupt boosts at @now; it grows in extra turns only. */
 static inline u64 irq_debt(struct pv_task *t, u64 now)
 {

@@ -14,6 +14,7 @@
 #include <scx/common.bpf.h>
 #include "placement.bpf.h"
 #include "interrupts.bpf.h"
+#include "due.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -39,8 +40,7 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 {
 	u64 now = clock_ns();
 
-	WRITE_ONCE(t->due_until, 0);
-	WRITE_ONCE(t->due_turn, 0);
+	forget_due(t);
 	rank = note_urgent(t, page, ticket, rank, now);
 	call_ahead(p, t, rank, false, now);
 }
@@ -114,42 +114,12 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 			goto release;
 		}
 		now = clock_ns();
-		COUNT(hints_due);
-		WRITE_ONCE(t->due_rank, due->rank);
-		WRITE_ONCE(t->due_until, now + due->early + PV_GRACE_NS);
-		WRITE_ONCE(t->due_turn, due->turns + 1);
-		__sync_val_compare_and_swap(&t->hint_at, 0, now);
-		EVENT(HINT, due->tid, PV_HINT_DUE, due->rank);
+		note_due(t, due, now);
 		call_ahead(p, t, due->rank, false, now);
 	}
 release:
 	bpf_task_release(p);
 	return 0;
-}
-
-/*
- * Sets the host's timer for a vCPU that has to wait, to @at:
- *
- * - before a timer of its guest for an urgent task, of @rank: it is put ahead
- *   then, to be in guest mode when that expires
- * - with PV_RANK_IRQ, when a guest of little weight is asked for the first time
- *
- * And for one that runs, with PV_RANK_NONE, to when it is to leave.
- */
-static inline void start_due(struct task_struct *p, struct pv_task *t, struct pv_due *due,
-			     u32 rank, u64 at)
-{
-	u64 now = clock_ns();
-
-	due->tid = BPF_CORE_READ(p, pid);
-	due->rank = rank;
-	due->turns = t->turns;
-	if (!due->ready) {
-		bpf_timer_init(&due->timer, &dues, CLOCK_MONOTONIC);
-		bpf_timer_set_callback(&due->timer, on_due);
-		due->ready = 1;
-	}
-	bpf_timer_start(&due->timer, at > now ? at - now : 0, 0);
 }
 
 /*
@@ -159,8 +129,7 @@ static inline void start_due(struct task_struct *p, struct pv_task *t, struct pv
  */
 static inline void leave_soon(struct task_struct *p, struct pv_task *t)
 {
-	u64 attachment = t->attachment;
-	struct pv_due *due = bpf_map_lookup_elem(&dues, &attachment);
+	struct pv_due *due = due_of(t);
 
 	if (due)
 		start_due(p, t, due, PV_RANK_NONE, clock_ns() + LEAVE_NS);
@@ -174,20 +143,6 @@ static inline u64 early_by(struct task_struct *p, struct pv_task *t, struct pv_c
 	struct pv_vm *vm = vm_of(t);
 
 	return vm ? pv_early(READ_ONCE(c->enter_ns), task_lead(p, t), READ_ONCE(vm->task_budget_ns)) : 0;
-}
-
-/* When the guest's next timer interrupt comes, ns of CLOCK_MONOTONIC; 0 where not known. */
-static inline u64 next_timer(struct kvm_vcpu___pv *vcpu, u64 word)
-{
-	struct kvm_lapic___pv *apic;
-
-	if (!(word & PVSCHED_TIMER_KNOWN))
-		return 0;
-	apic = BPF_CORE_READ(vcpu, arch.apic);
-	/* Intel's VMX preemption timer: when it would expire is not to be seen here. */
-	if (BPF_CORE_READ(apic, lapic_timer.hv_timer_in_use))
-		return 0;
-	return BPF_CORE_READ(apic, lapic_timer.timer.node.expires);
 }
 
 /* KVM_MP_STATE_HALTED, from include/uapi/linux/kvm.h */
@@ -221,14 +176,14 @@ int BPF_PROG(on_sched_out)
 	struct pvsched_page *page;
 	struct pv_task *t;
 	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
-	u64 attachment, word, next, now;
+	u64 word, next, now;
 	struct pv_due *due;
 	u32 rank;
 
 	t = task_of(p);
 	if (!t)
 		return 0;
-	vcpu = (void *)ctx[0] - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
+	vcpu = vcpu_of_notifier((void *)ctx[0]);
 	if (READ_ONCE(t->state) == PV_STATE_ELSEWHERE)
 		note_sleep(p, t, vcpu);
 	if (READ_ONCE(t->state) != PV_STATE_FAIR)
@@ -243,8 +198,7 @@ int BPF_PROG(on_sched_out)
 	next = next_timer(vcpu, word);
 	if (!next)
 		return 0;
-	attachment = t->attachment;
-	due = bpf_map_lookup_elem(&dues, &attachment);
+	due = due_of(t);
 	if (!due)
 		return 0;
 	if (rank) {
@@ -269,8 +223,6 @@ int BPF_PROG(on_entry)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct pv_task *t;
-	struct pv_cpu *c;
-	u64 now, took;
 
 	t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!t)
@@ -286,21 +238,7 @@ int BPF_PROG(on_entry)
 		t->tid = p->pid;
 		t->is_vcpu = 1;
 	}
-	if (t->hint_at && !t->entered) {
-		now = clock_ns();
-		t->entered_at = now;
-		t->entered = 1;
-		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
-	}
-	if (t->called_at) {
-		now = clock_ns();
-		c = cpu_of(bpf_get_smp_processor_id());
-		took = now > t->called_at ? now - t->called_at : 0;
-		t->called_at = 0;
-		/* Where it had to wait for others as urgent, to be earlier would not have helped. */
-		if (c && took < PV_EARLY_MAX_NS)
-			c->enter_ns = pv_average(c->enter_ns, took);
-	}
+	note_entry(t);
 	return 0;
 }
 

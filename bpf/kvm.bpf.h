@@ -46,4 +46,10 @@ static inline struct kvm_vcpu___pv *vcpu_of_timer(struct hrtimer *timer)
 	return BPF_CORE_READ(apic, vcpu);
 }
 
+/* The vCPU that @notifier tells of: what kvm_sched_out() is called with. */
+static inline struct kvm_vcpu___pv *vcpu_of_notifier(void *notifier)
+{
+	return notifier - bpf_core_field_offset(struct kvm_vcpu___pv, preempt_notifier);
+}
+
 #endif /* PVSCHED_KVM_BPF_H */

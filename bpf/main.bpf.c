@@ -526,9 +526,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 		show_state(t, page, PVSCHED_HOST_RUNNING, cpu, now);
 		WRITE_ONCE(t->posted, 0);
-		if (next_turn_is_due(t) && READ_ONCE(t->due_until) < now + PV_GRACE_NS)
-			WRITE_ONCE(t->due_until, now + PV_GRACE_NS);
-		t->turns++;
+		begin_turn(t, now);
 		if (t->hint_at && !t->started) {
 			t->started = 1;
 			count_stage(PV_STAGE_RUNNING, t->hint_at, now);

@@ -12,8 +12,6 @@ char _license[] SEC("license") = "GPL";
 /* The thread that decides. */
 const volatile s32 engine_tid;
 
-/* Real-time priorities are below, as in include/linux/sched/prio.h. */
-#define MAX_RT_PRIO	100
 /* In task_struct.__state, as in include/linux/sched.h. */
 #define TASK_DEAD	0x80
 
@@ -30,17 +28,6 @@ struct {
 
 /* Tasks wait in the engine's queue. */
 u32 anybody_waits_there;
-
-static inline bool is_per_cpu_kthread(struct task_struct *p)
-{
-	return p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
-}
-
-/* The backend hands it over, unlike what comes before all others. */
-static inline bool is_handed_over(struct task_struct *p)
-{
-	return p->pid && p->prio >= MAX_RT_PRIO && !is_per_cpu_kthread(p);
-}
 
 /* Whether @p still wants to run. The field has another size on each kernel. */
 static inline bool is_on_rq(struct task_struct *p)
@@ -69,7 +56,10 @@ static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, bool sle
 static inline void vcpu_starts(struct task_struct *p, struct pv_task *t, s32 cpu, u64 now)
 {
 	t->exec = p->se.sum_exec_runtime;
-	t->turns++;
+	begin_turn(t, now);
+	/* Its fair turn came first. */
+	if (!t->boost)
+		WRITE_ONCE(t->called_at, 0);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 	if (t->hint_at && !t->started) {
 		t->started = 1;
@@ -226,6 +216,31 @@ int order(struct pv_order *o)
 	}
 	if (o->kick && o->cpu >= 0 && o->cpu < nr_cpu_ids)
 		kick(o->cpu, o->kick);
+	return 0;
+}
+
+/*
+ * What is known by now of the vCPU whose thread id is in *@n, which is what else is
+ * told when it loses a CPU, but for its home. It may run meanwhile, so nothing is changed.
+ */
+SEC("syscall")
+int look(struct pv_news_vcpu *n)
+{
+	struct task_struct *p;
+	struct pv_task *t;
+
+	p = bpf_task_from_pid(n->tid);
+	n->what = 0;
+	if (!p)
+		return 0;
+	bpf_rcu_read_lock();
+	t = task_of(p);
+	if (t && t->is_vcpu) {
+		describe(n, p, t, page_of(p, t), clock_ns());
+		n->home = -1;
+	}
+	bpf_rcu_read_unlock();
+	bpf_task_release(p);
 	return 0;
 }
 

@@ -19,6 +19,9 @@ void bpf_preempt_enable(void) __ksym;
 /* One vCPU alone wakes the engine no more often than this: whoever does so costs all others time. */
 #define WAKE_NS		(PV_NSEC_PER_MSEC / 2)
 
+/* Real-time priorities are below, as in include/linux/sched/prio.h. */
+#define MAX_RT_PRIO	100
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, NEWS_BYTES);
@@ -30,6 +33,17 @@ struct {
 	__type(key, u32);
 	__type(value, struct pv_engine_stats);
 } engine_stats SEC(".maps");
+
+static inline bool is_per_cpu_kthread(struct task_struct *p)
+{
+	return p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
+}
+
+/* The backend hands it over, unlike what comes before all others. */
+static inline bool is_handed_over(struct task_struct *p)
+{
+	return p->pid && p->prio >= MAX_RT_PRIO && !is_per_cpu_kthread(p);
+}
 
 static inline void count_lost(void)
 {
@@ -59,12 +73,52 @@ static inline void wake_engine(void)
 		count_lost();
 }
 
+/* Whether the interrupt that @t was last hinted for is none any more. */
+static inline bool hint_is_over(struct pv_task *t, struct pvsched_page *page, u64 now)
+{
+	if (page)
+		return (s64)(t->urgent_ticket - READ_ONCE(page->ack)) <= 0 && !is_due(t, now);
+	/* Nobody tells when it was taken. */
+	return t->entered && now - t->entered_at >= irq_boost_ns;
+}
+
+/* What is known of the vCPU @p; @page is NULL when its guest says nothing. */
+static inline void describe(struct pv_news_vcpu *n, struct task_struct *p, struct pv_task *t,
+			    struct pvsched_page *page, u64 now)
+{
+	u64 hint_at = READ_ONCE(t->hint_at);
+	struct pv_vm *vm = vm_of(t);
+
+	__builtin_memset(n, 0, sizeof(*n));
+	n->at = now;
+	n->what = PV_NEWS_VCPU;
+	n->tid = p->pid;
+	n->tgid = p->tgid;
+	n->vm = t->vm;
+	if (page) {
+		n->publishes = 1;
+		n->critical = READ_ONCE(page->context) != 0;
+		n->current_task = READ_ONCE(page->current_task);
+		n->pending_task = READ_ONCE(page->pending_task);
+	}
+	n->hint_at = hint_at && !hint_is_over(t, page, now) ? hint_at : 0;
+	n->hint_rank = is_due(t, now) ? READ_ONCE(t->due_rank) : READ_ONCE(t->hint_rank);
+	n->role = t->role;
+	if (vm) {
+		n->observe = READ_ONCE(vm->observe);
+		n->task_budget_ns = READ_ONCE(vm->task_budget_ns);
+		n->irq_budget_ns = READ_ONCE(vm->irq_budget_ns);
+		n->rank_max = READ_ONCE(vm->rank_max);
+		n->weight_min = READ_ONCE(vm->weight_min);
+		n->weight_max = READ_ONCE(vm->weight_max);
+	}
+}
+
 static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 now, bool hint,
 				bool wake)
 {
 	struct pvsched_page *page = page_of(p, t);
 	struct pv_news_vcpu *n;
-	struct pv_vm *vm;
 	s32 home;
 
 	if (page) {
@@ -73,13 +127,10 @@ static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 no
 
 		count_response(t, page);
 		t->urgency = pv_rank(pending_task) > pv_rank(current_task) ? pending_task : current_task;
-		if (t->hint_at && (s64)(t->urgent_ticket - READ_ONCE(page->ack)) <= 0)
-			hint_taken(t, now);
-	} else if (t->hint_at && t->entered && now - t->entered_at >= irq_boost_ns) {
-		hint_taken(t, now);
 	}
+	if (t->hint_at && hint_is_over(t, page, now))
+		hint_taken(t, now);
 	t->guest_weight = guest_weight(t, page);
-	vm = vm_of(t);
 	home = home_of(p, t);
 
 	/*
@@ -93,31 +144,9 @@ static inline void tell_of_vcpu(struct task_struct *p, struct pv_task *t, u64 no
 		count_lost();
 		return;
 	}
-	__builtin_memset(n, 0, sizeof(*n));
-	n->at = now;
-	n->what = PV_NEWS_VCPU;
-	n->tid = p->pid;
-	n->tgid = p->tgid;
-	n->vm = t->vm;
-	if (page) {
-		n->publishes = 1;
-		n->critical = READ_ONCE(page->context) != 0;
-		n->current_task = READ_ONCE(page->current_task);
-		n->pending_task = READ_ONCE(page->pending_task);
-	}
-	n->hint_at = t->hint_at;
-	n->hint_rank = t->hint_rank;
-	n->role = t->role;
-	n->hint = hint;
+	describe(n, p, t, page, now);
 	n->home = home;
-	if (vm) {
-		n->observe = READ_ONCE(vm->observe);
-		n->task_budget_ns = READ_ONCE(vm->task_budget_ns);
-		n->irq_budget_ns = READ_ONCE(vm->irq_budget_ns);
-		n->rank_max = READ_ONCE(vm->rank_max);
-		n->weight_min = READ_ONCE(vm->weight_min);
-		n->weight_max = READ_ONCE(vm->weight_max);
-	}
+	n->hint = hint;
 	bpf_ringbuf_submit(n, wakes(wake));
 	bpf_preempt_enable();
 }

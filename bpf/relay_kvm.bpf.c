@@ -9,6 +9,7 @@
 #include <scx/common.bpf.h>
 #include "relay.bpf.h"
 #include "interrupts.bpf.h"
+#include "due.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
@@ -16,8 +17,10 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 			u64 ticket, u32 rank)
 {
 	u64 now = clock_ns(), since = READ_ONCE(t->hint_at);
-	u32 before = READ_ONCE(t->hint_rank);
+	bool was_due = is_due(t, now);
+	u32 before = was_due ? READ_ONCE(t->due_rank) : READ_ONCE(t->hint_rank);
 
+	forget_due(t);
 	rank = note_urgent(t, page, ticket, rank, now);
 	/* What runs is judged when its turn ends; one that sleeps is about to be woken. */
 	if (READ_ONCE(t->state) == PV_STATE_FAIR && (!since || rank > before))
@@ -29,7 +32,6 @@ int BPF_PROG(on_entry)
 {
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct pv_task *t;
-	u64 now;
 
 	t = bpf_task_storage_get(&tasks, p, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!t)
@@ -41,22 +43,87 @@ int BPF_PROG(on_entry)
 		t->is_vcpu = 1;
 		tell_of_vcpu(p, t, clock_ns(), false, false);
 	}
-	if (t->hint_at && !t->entered) {
+	note_entry(t);
+	return 0;
+}
+
+/* The vCPU still waits, and a timer of its guest for an urgent task is about to expire. */
+static int on_due(void *map, u64 *attachment, struct pv_due *due)
+{
+	struct pvsched_page *page;
+	struct task_struct *p;
+	struct pv_task *t;
+	u64 now;
+
+	p = bpf_task_from_pid(due->tid);
+	if (!p)
+		return 0;
+	t = task_of(p);
+	page = t ? page_of(p, t) : NULL;
+	/* Should it have run since, the guest has seen to its timers. */
+	if (page && t->attachment == *attachment && t->turns == due->turns &&
+	    READ_ONCE(t->state) == PV_STATE_FAIR) {
 		now = clock_ns();
-		t->entered_at = now;
-		t->entered = 1;
-		count_stage(PV_STAGE_ENTERED, t->hint_at, now);
+		note_due(t, due, now);
+		if (!READ_ONCE(t->called_at))
+			WRITE_ONCE(t->called_at, now);
+		tell_of_hint(p, t, now);
 	}
+	bpf_task_release(p);
+	return 0;
+}
+
+/*
+ * How long before a guest's timer a vCPU that was on @c is put ahead. How far it is
+ * ahead of its share, which would allow for more, is for the engine's policy to know.
+ */
+static inline u64 early_by(struct pv_cpu *c)
+{
+	u64 enter = READ_ONCE(c->enter_ns);
+
+	return enter < PV_EARLY_MAX_NS ? enter : PV_EARLY_MAX_NS;
+}
+
+/*
+ * A vCPU loses its CPU. Not where the engine or another real-time task comes between: its
+ * turn goes on after that, and to wake the engine because it was woken would have no end.
+ */
+SEC("?fentry/kvm_sched_out")
+int BPF_PROG(on_sched_out, void *notifier, struct task_struct *next_task)
+{
+	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
+	struct task_struct *p = bpf_get_current_task_btf();
+	struct pvsched_page *page;
+	struct pv_due *due;
+	struct pv_task *t;
+	u64 word, next;
+	u32 rank;
+
+	t = task_of(p);
+	if (!t || !c || READ_ONCE(t->state) != PV_STATE_FAIR || !is_handed_over(next_task))
+		return 0;
+	page = page_of(p, t);
+	if (!page || is_observed(t))
+		return 0;
+	word = READ_ONCE(page->timer);
+	rank = capped(t, pv_timer_rank(word));
+	next = rank ? next_timer(vcpu_of_notifier(notifier), word) : 0;
+	due = next ? due_of(t) : NULL;
+	if (!due)
+		return 0;
+	due->early = early_by(c);
+	start_due(p, t, due, rank, next + pv_timer_delay(word) - due->early);
 	return 0;
 }
 
 /* Whether what the guest was told to tell of has come about. */
-static inline bool has_calmed_down(struct pv_task *t, struct pvsched_page *page)
+static inline bool has_calmed_down(struct pv_task *t, struct pvsched_page *page, u64 now)
 {
 	u64 current_task = READ_ONCE(page->current_task), pending_task = READ_ONCE(page->pending_task);
 
 	if (t->applied & PVSCHED_APPLIED_NOTIFY && !pv_rank(current_task) && !pv_rank(pending_task) &&
-	    (s64)(t->urgent_ticket - READ_ONCE(page->ack)) <= 0 && !READ_ONCE(page->context))
+	    (s64)(t->urgent_ticket - READ_ONCE(page->ack)) <= 0 && !is_due(t, now) &&
+	    !READ_ONCE(page->context))
 		return true;
 	return t->applied & PVSCHED_APPLIED_NOTIFY_LIGHT && !pending_task &&
 	       pv_class(current_task) == PVSCHED_CLASS_IDLE;
@@ -68,17 +135,19 @@ int BPF_PROG(on_exit)
 	struct task_struct *p = bpf_get_current_task_btf();
 	struct pvsched_page *page;
 	struct pv_task *t;
+	u64 now;
 
 	t = task_of(p);
 	if (!t || t->posted ||
 	    !(t->applied & (PVSCHED_APPLIED_NOTIFY | PVSCHED_APPLIED_NOTIFY_LIGHT)))
 		return 0;
+	now = clock_ns();
 	page = page_of(p, t);
-	if (!page || !has_calmed_down(t, page))
+	if (!page || !has_calmed_down(t, page, now))
 		return 0;
 	/* Once for each time that the engine has told it something. */
 	t->posted = 1;
 	COUNT(ended_exit);
-	tell_of_hint(p, t, clock_ns());
+	tell_of_hint(p, t, now);
 	return 0;
 }

@@ -84,6 +84,7 @@ macro_rules! choose {
         $progs.on_timer.set_autoload($sources.timer);
         $progs.on_irq.set_autoload($sources.irq);
         $progs.on_wake.set_autoload($sources.wake);
+        $progs.on_sched_out.set_autoload($sources.sched_out);
         $progs
             .on_kick
             .set_autoload($sources.kick == Some("kvm_vcpu_kick"));
@@ -231,7 +232,6 @@ impl<'obj> Hints<'obj> {
             .open(object)
             .context("cannot open the KVM programs")?;
         choose!(sources, open.progs);
-        open.progs.on_sched_out.set_autoload(sources.sched_out);
 
         // Without this the kernel's SCX_ constants are all zero in there, and kicks preempt nobody.
         scx_utils::import_enums!(open);
@@ -306,8 +306,7 @@ impl<'obj> Relayed<'obj> {
         maps: &MapIds,
         object: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self> {
-        let mut sources = Sources::find()?;
-        sources.sched_out = false;
+        let sources = Sources::find()?;
         let mut open = RelayKvmSkelBuilder::default()
             .open(object)
             .context("cannot open the KVM programs")?;
