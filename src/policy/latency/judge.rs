@@ -7,6 +7,8 @@ use super::*;
 
 /// A boosted turn is judged again after that long.
 const BOOST_SLICE: u64 = 20_000_000;
+/// What is in the middle of an interrupt or of a task switch has so long to finish that.
+const GRACE: u64 = 1_000_000;
 /// An unknown interrupt is expected to wake somebody urgent if one of so many before it did.
 const PROMISE: u8 = 16;
 
@@ -82,7 +84,7 @@ impl Latency {
             return none;
         };
         let lead = self.lead(task, &t);
-        let wanted = t.wants(&vcpu, lead, self.tunables.slice);
+        let (wanted, most) = t.wants(&vcpu, lead, self.tunables.slice);
         let limits = vcpu.limits;
         let ahead = lead.max(0).unsigned_abs();
         let resume = math::resume(limits.task_budget, self.tunables.slice);
@@ -107,7 +109,7 @@ impl Latency {
                     left = left.min(self.tunables.irq_boost);
                 }
             }
-            (wanted, left.min(BOOST_SLICE))
+            (wanted, left.min(most))
         };
         self.tasks.insert(task.id, t);
         (verdict, left)
@@ -131,8 +133,8 @@ impl State {
         self.irq_debt_at = now;
     }
 
-    /// What a vCPU wants, whatever its budgets.
-    pub(super) fn wants(&mut self, vcpu: &Vcpu, lead: i64, slice: u64) -> Verdict {
+    /// What a vCPU wants, whatever its budgets, and for how long at most before it is looked at again.
+    pub(super) fn wants(&mut self, vcpu: &Vcpu, lead: i64, slice: u64) -> (Verdict, u64) {
         let capped = |urgency: Urgency| math::cap_rank(urgency.rank(), vcpu.limits.rank_max);
         let interrupt = vcpu.interrupt.map(|interrupt| {
             let rank = interrupt.urgency.map(capped);
@@ -159,7 +161,7 @@ impl State {
             // A timer may be for somebody more urgent than who runs.
             let rank = rank.max(interrupt.map_or(0, |(rank, _)| rank));
             let applied = Applied::BoostTask;
-            return Verdict { rank, applied };
+            return (Verdict { rank, applied }, BOOST_SLICE);
         }
         let applied = Applied::BoostIrq;
         if let Some((rank, known_idle)) = interrupt {
@@ -174,14 +176,15 @@ impl State {
                     }
                 };
             if is_worth && !known_idle {
-                return Verdict { rank, applied };
+                return (Verdict { rank, applied }, BOOST_SLICE);
             }
         }
-        // It may hold a lock for which another one spins.
+        // It may hold a lock for which another one spins. That is for moments, and does not always end in a way
+        // that shows.
         if said.critical {
             let rank = math::PV_RANK_IRQ;
-            return Verdict { rank, applied };
+            return (Verdict { rank, applied }, GRACE);
         }
-        Verdict::default()
+        (Verdict::default(), 0)
     }
 }

@@ -411,6 +411,56 @@ mod tests {
         assert!(had.abs_diff(200 * MS) < 20 * MS, "{had} of 400 ms");
     }
 
+    /// What it may hold a lock for is over in moments. An interrupt that waits is worth all of its budget.
+    #[test]
+    fn a_vcpu_in_the_middle_of_an_interrupt_is_soon_looked_at_again() {
+        let cpu = CpuId(0);
+        let vcpu = |critical, interrupt| Vcpu {
+            vm: VmId(1),
+            published: Some(Published {
+                current: Urgency::NORMAL,
+                critical,
+                ..Published::default()
+            }),
+            interrupt,
+            limits: Limits::default(),
+            role: Role::None,
+        };
+        let waits = Interrupt {
+            since: 0,
+            urgency: None,
+        };
+        let cpus = [Cpu {
+            id: cpu,
+            core: 0,
+            cache: 0,
+            running: None,
+        }];
+        let slice_of = |vcpu| {
+            let task = Task {
+                id: TaskId(1),
+                weight: Weight::DEFAULT,
+                allowed: [cpu].into(),
+                last_cpu: cpu,
+                vcpu: Some(vcpu),
+            };
+            let host = Host {
+                now: MS,
+                cpus: &cpus,
+                tasks: &BTreeMap::from([(task.id, task.clone())]),
+                queue: &Queue::default(),
+            };
+            let decision = Latency::default().runnable(&task, Why::TurnEnded, &host);
+            (decision.applied, decision.slice())
+        };
+        assert_eq!(slice_of(vcpu(true, None)), (Applied::BoostIrq, MS));
+        let budget = Limits::default().irq_budget;
+        let interrupted = (Applied::BoostIrq, budget);
+        assert_eq!(slice_of(vcpu(false, Some(waits))), interrupted);
+        assert_eq!(slice_of(vcpu(true, Some(waits))), interrupted);
+        assert_eq!(slice_of(vcpu(false, None)).0, Applied::Baseline);
+    }
+
     /// A turn lasts as long as nobody waits, and an engine need not end it before.
     #[test]
     fn an_urgent_vcpu_that_nobody_waits_for_is_not_ahead() {
