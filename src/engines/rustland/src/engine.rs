@@ -77,6 +77,8 @@ pub trait Backend {
     fn kick(&mut self, cpu: CpuId, how: Kick);
     /// Tells a guest what is done with its vCPU: the page's word.
     fn tell(&mut self, task: TaskId, applied: u64, boost: Applied);
+    /// What is known of a vCPU by now; `None` if it has gone.
+    fn look(&mut self, task: TaskId) -> Option<Told>;
     /// The CPUs that a thread may run on; `None` if it has gone.
     fn affinity(&mut self, task: TaskId) -> Option<BTreeSet<CpuId>>;
     /// Whether anybody waits from now on.
@@ -156,6 +158,36 @@ impl Default for Known {
             told: None,
             lost: 0,
         }
+    }
+}
+
+/// Who wants a CPU, until the news of how each has lost its last one.
+#[derive(Default)]
+struct Arrived {
+    arrivals: HashMap<TaskId, Arrival>,
+    /// Which of the news is the last that names each.
+    last: HashMap<TaskId, usize>,
+    /// The one that is looked at.
+    at: usize,
+}
+
+impl Arrived {
+    fn expect(&mut self, news: &[News]) {
+        for (at, news) in news.iter().enumerate() {
+            let News::Switch(switch) = news else { continue };
+            for (task, _) in switch.prev.iter().chain(&switch.next) {
+                if self.arrivals.contains_key(task) {
+                    self.last.insert(*task, at);
+                }
+            }
+        }
+    }
+
+    /// The arrival of a task whose turn is over by now. Not if it gets or loses a CPU again later on: the
+    /// kernel's own scheduler gave it that, as there is news from before the kernel handed over any task.
+    fn take(&mut self, task: TaskId) -> Option<Arrival> {
+        let later = self.last.get(&task).is_some_and(|at| *at > self.at);
+        (!later).then(|| self.arrivals.remove(&task)).flatten()
     }
 }
 
@@ -249,21 +281,27 @@ impl<B: Backend> Engine<B> {
     /// Decides on what has happened by `now`: what was told, in that order, and who wants a CPU.
     pub fn pass(&mut self, now: u64, arrivals: impl IntoIterator<Item = Arrival>, news: &[News]) {
         let mut order = Vec::new();
-        let mut arrived = HashMap::new();
+        let mut arrived = Arrived::default();
         for arrival in arrivals {
             order.push(arrival.task);
             // A later one of the same task replaces it.
-            arrived.insert(arrival.task, arrival);
+            arrived.arrivals.insert(arrival.task, arrival);
         }
-        for news in news {
+        if !order.is_empty() {
+            arrived.expect(news);
+        }
+        for (at, news) in news.iter().enumerate() {
             match news {
-                News::Switch(switch) => self.switched(switch, &mut arrived),
+                News::Switch(switch) => {
+                    arrived.at = at;
+                    self.switched(switch, &mut arrived);
+                }
                 News::Vcpu(told) => self.told(told),
             }
         }
         self.world.now = self.world.now.max(now);
         for task in order {
-            if let Some(arrival) = arrived.remove(&task) {
+            if let Some(arrival) = arrived.arrivals.remove(&task) {
                 self.arrived(&arrival);
             }
         }
@@ -322,7 +360,7 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn switched(&mut self, switch: &Switch, arrived: &mut HashMap<TaskId, Arrival>) {
+    fn switched(&mut self, switch: &Switch, arrived: &mut Arrived) {
         let cpu = switch.cpu;
         self.world.now = self.world.now.max(switch.at);
         if let Some((task, exec)) = switch.prev {
@@ -347,7 +385,7 @@ impl<B: Backend> Engine<B> {
             }
             if ends {
                 self.stop(cpu, end);
-                if let Some(arrival) = arrived.remove(&task) {
+                if let Some(arrival) = arrived.take(task) {
                     self.arrived(&arrival);
                 }
             }
@@ -539,6 +577,7 @@ impl<B: Backend> Engine<B> {
         if turn.exec.is_none() {
             self.make_room(cpu);
         } else {
+            self.look(turn.task);
             self.stop_early(cpu, Some(end));
             self.world.known.entry(turn.task).or_default().still_on = Some(cpu);
             let why = match end {
@@ -549,6 +588,17 @@ impl<B: Backend> Engine<B> {
         }
         self.dispatch(cpu, Kick::Preempt);
         self.contest(turn.task);
+    }
+
+    /// What was told of a vCPU is from before its turn, in which it may have taken its interrupts.
+    fn look(&mut self, id: TaskId) {
+        let task = self.world.tasks.get_mut(&id);
+        let Some(vcpu) = task.and_then(|task| task.vcpu.as_mut()) else {
+            return;
+        };
+        if let Some(told) = self.backend.look(id) {
+            *vcpu = told.vcpu;
+        }
     }
 
     fn gone(&mut self, task: TaskId) {

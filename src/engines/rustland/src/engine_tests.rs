@@ -23,6 +23,8 @@ enum Did {
 struct Host2 {
     did: Vec<Did>,
     affinity: BTreeMap<u32, Vec<u32>>,
+    /// What there is to know of vCPUs by now.
+    known: BTreeMap<u32, Told>,
     full: bool,
 }
 
@@ -39,6 +41,9 @@ impl Backend for Host2 {
     }
     fn tell(&mut self, task: TaskId, applied: u64, _: Applied) {
         self.did.push(Did::Tell(task.0, applied));
+    }
+    fn look(&mut self, task: TaskId) -> Option<Told> {
+        self.known.get(&task.0).copied()
     }
     fn affinity(&mut self, task: TaskId) -> Option<BTreeSet<CpuId>> {
         let cpus = self.affinity.get(&task.0)?;
@@ -490,6 +495,49 @@ fn a_hint_ends_the_turn_if_the_policy_says_so() {
     let did = bench.pass(MS, Vec::new(), &[told(MS, 5, None, true)]);
     assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
     assert_eq!(bench.script.borrow().turns, [(5, MS, End::Hinted)]);
+}
+
+/// Before it took over, the kernel's own scheduler switched between them, and all that comes at once.
+#[test]
+fn who_went_on_after_a_turn_that_was_told_late_is_not_forgotten() {
+    let news = [
+        switch(MS, 0, None, Some((5, 0))),
+        switch(2 * MS, 0, Some((5, MS, Ends::Runnable)), Some((6, 0))),
+        switch(3 * MS, 0, Some((6, MS, Ends::Runnable)), Some((5, MS))),
+        switch(4 * MS, 0, Some((5, 2 * MS, Ends::Runnable)), Some((6, MS))),
+    ];
+    // The news need not end with a loss: a thread of the kernel's comes between unseen.
+    for seen in [3, 4] {
+        let mut bench = Bench::new(1);
+        let arrival = bench.arrival(5, false);
+        bench.pass(4 * MS, vec![arrival], &news[..seen]);
+        let world = &bench.engine.world;
+        let known = &world.known[&TaskId(5)];
+        let is_there = known.handed || known.queued_for.is_some();
+        let expected = world.turns.get(&CpuId(0));
+        let expected = expected.is_some_and(|turn| turn.task == TaskId(5) && turn.exec.is_none());
+        assert!(
+            expected || is_there && world.queue.contains(TaskId(5)),
+            "{seen} of the news: {known:?}"
+        );
+    }
+}
+
+/// Its guest takes interrupts while it runs, and nothing tells of that.
+#[test]
+fn a_vcpu_whose_turn_ends_is_placed_by_what_is_known_then() {
+    let mut bench = vcpu_before_a_task();
+    let News::Vcpu(mut now) = told(4 * MS, 5, None, false) else {
+        unreachable!()
+    };
+    now.vcpu.interrupt = Some(scx_pvsched::policy::Interrupt {
+        since: 3 * MS,
+        urgency: None,
+    });
+    bench.engine.backend().known.insert(5, now);
+    bench.pass(4 * MS, Vec::new(), &[]);
+    let vcpu = bench.engine.world.tasks[&TaskId(5)].vcpu;
+    assert_eq!(vcpu, Some(now.vcpu));
 }
 
 /// What a vCPU has not taken when it loses the CPU is known only then, and by then it has its place.

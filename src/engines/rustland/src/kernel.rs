@@ -23,7 +23,7 @@ use scx_utils::UserExitInfo;
 
 use crate::bpf::{BpfScheduler, DispatchedTask, QueuedTask};
 use crate::engine::{Arrival, Backend, Counts, Dispatch, Kick};
-use crate::news::News;
+use crate::news::{News, Told};
 
 /// How often a CPU looks whether another task was handed to it. While there is none, and that is until the
 /// turn is ended here, it lets the one that runs go on.
@@ -278,6 +278,24 @@ impl Backend for Kernel<'_, '_> {
             applied,
             ..intf::pv_order::zeroed()
         });
+    }
+
+    fn look(&mut self, task: TaskId) -> Option<Told> {
+        let asked = intf::pv_news_vcpu {
+            tid: i32::try_from(task.0).ok()?,
+            ..intf::pv_news_vcpu::zeroed()
+        };
+        let mut bytes = asked.to_bytes();
+        let input = ProgramInput {
+            context_in: Some(&mut bytes),
+            ..Default::default()
+        };
+        let result = self.relay.skel.progs.look.test_run(input);
+        self.check(result.map(|_| ()));
+        match News::parse(&bytes) {
+            Ok(News::Vcpu(told)) => Some(told),
+            _ => None,
+        }
     }
 
     fn affinity(&mut self, task: TaskId) -> Option<BTreeSet<CpuId>> {
