@@ -1,6 +1,6 @@
 //! Running other programs, with errors that say which one and what it printed last.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -44,6 +44,14 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
         );
     }
     Ok(out.stdout)
+}
+
+/// What the first thread of a process has started that has not ended.
+pub fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(path).unwrap_or_default();
+    let pids = children.split_whitespace();
+    pids.filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// [`output`] as text.

@@ -75,7 +75,8 @@ impl Systemd {
         let mut daemon = Daemon::start("systemd", "unshare", arguments)?;
         let unshare = daemon.pid();
         let init = daemon.wait_until("starting", START_LIMIT, || {
-            Ok(child_of(unshare).filter(|child| takes_orders(*child)))
+            let mut children = process::children(unshare).into_iter();
+            Ok(children.find(|child| takes_orders(*child)))
         })?;
         Ok(Self {
             daemon,
@@ -130,11 +131,6 @@ fn enter(init: u32, program: &str) -> Command {
 
 fn takes_orders(init: u32) -> bool {
     process::text(enter(init, "systemctl").args(["is-active", TARGET])).is_ok()
-}
-
-fn child_of(pid: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
 }
 
 fn remove_cgroups(folder: &Path) -> std::io::Result<()> {

@@ -13,6 +13,7 @@ fn options() -> Options {
         rounds: 1,
         only: vec!["wakeup".to_owned(), "decision".to_owned()],
         contenders: vec!["kernel".to_owned(), "scx_pvsched".to_owned()],
+        engine: None,
         base: None,
         quick: true,
         resume: false,

@@ -26,7 +26,7 @@ impl Drop for Counting {
     }
 }
 
-/// Of all programs of a process together.
+/// Of all programs of some processes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Programs {
     pub run_time_ns: u64,
@@ -34,9 +34,9 @@ pub struct Programs {
 }
 
 impl Programs {
-    pub fn of(pid: u32) -> Result<Self> {
-        let programs = Self::in_files(&files(pid)?);
-        programs.with_context(|| format!("process {pid} has no BPF program"))
+    pub fn of(pids: &[u32]) -> Result<Self> {
+        let programs = Self::in_files(&files(pids)?);
+        programs.with_context(|| format!("no process of {pids:?} has a BPF program"))
     }
 
     fn in_files(files: &[String]) -> Option<Self> {
@@ -66,10 +66,10 @@ impl Programs {
     }
 }
 
-/// Bytes of the kernel's memory that the maps of a process take.
-pub fn map_bytes(pid: u32) -> Result<u64> {
-    let bytes = bytes_of_maps(&files(pid)?);
-    ensure!(bytes > 0, "process {pid} has no BPF map");
+/// Bytes of the kernel's memory that the maps of some processes take.
+pub fn map_bytes(pids: &[u32]) -> Result<u64> {
+    let bytes = bytes_of_maps(&files(pids)?);
+    ensure!(bytes > 0, "no process of {pids:?} has a BPF map");
     Ok(bytes)
 }
 
@@ -81,13 +81,17 @@ fn bytes_of_maps(files: &[String]) -> u64 {
     maps.values().sum()
 }
 
-/// The kernel's information on each open file of a process.
-fn files(pid: u32) -> Result<Vec<String>> {
-    let folder = format!("/proc/{pid}/fdinfo");
-    let files = fs::read_dir(&folder).context(folder)?;
-    // One that is closed in this moment is none.
-    let read = |file: fs::DirEntry| fs::read_to_string(file.path()).ok();
-    Ok(files.flatten().filter_map(read).collect())
+/// The kernel's information on each open file of some processes.
+fn files(pids: &[u32]) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for pid in pids {
+        let folder = format!("/proc/{pid}/fdinfo");
+        let files = fs::read_dir(&folder).context(folder)?;
+        // One that is closed in this moment is none.
+        let read = |file: fs::DirEntry| fs::read_to_string(file.path()).ok();
+        all.extend(files.flatten().filter_map(read));
+    }
+    Ok(all)
 }
 
 fn number(file: &str, name: &str) -> Option<u64> {
@@ -126,7 +130,8 @@ mod tests {
 
     #[test]
     fn this_process_has_none() {
-        assert!(Programs::of(std::process::id()).is_err());
-        assert!(map_bytes(std::process::id()).is_err());
+        let this = [std::process::id()];
+        assert!(Programs::of(&this).is_err());
+        assert!(map_bytes(&this).is_err());
     }
 }

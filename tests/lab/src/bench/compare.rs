@@ -136,7 +136,8 @@ pub fn contenders(record: &Record) -> Vec<&str> {
             super::contender::CHRT => 2,
             super::contender::BASE => 4,
             super::contender::UNMODIFIED => 5,
-            OURS => 6,
+            super::contender::ENGINE => 6,
+            OURS => 7,
             _ => 3,
         };
         (rank, *name)

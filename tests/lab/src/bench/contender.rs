@@ -14,6 +14,7 @@ use crate::demo::first_line;
 use crate::guest::Guest;
 use crate::paths;
 use crate::priority::{set_policy, Policy};
+use crate::process;
 
 /// From start to scheduling, on a machine that is slow just now.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -38,6 +39,8 @@ pub enum Contender {
     Base(PathBuf, Vec<String>),
     /// scx_pvsched, with a guest that knows nothing of it.
     Unmodified(Vec<String>),
+    /// scx_pvsched with its engine in user space, and a guest with driver and agent.
+    Engine(Vec<String>),
     /// scx_pvsched with these options, and a guest with driver and agent.
     Pvsched(Vec<String>),
 }
@@ -61,15 +64,20 @@ pub const KERNEL: &str = "kernel";
 pub const CHRT: &str = "chrt";
 pub const UNMODIFIED: &str = "unmodified";
 
+/// scx_pvsched with its engine in user space, by the name that the kernel shows.
+pub const ENGINE: &str = "pvsched_rustland";
+
 impl Contender {
     /// All there are but another build of ours, in the order of reports.
     pub fn all(arguments: &[String]) -> Vec<Self> {
         let peers = PEERS.iter().copied().map(Self::Peer);
+        let engine = ["--engine", "rustland"].map(str::to_owned);
         [Self::Floor, Self::Kernel, Self::Chrt]
             .into_iter()
             .chain(peers)
             .chain([
                 Self::Unmodified(arguments.to_vec()),
+                Self::Engine(arguments.iter().cloned().chain(engine).collect()),
                 Self::Pvsched(arguments.to_vec()),
             ])
             .collect()
@@ -83,13 +91,14 @@ impl Contender {
             Self::Peer(peer) => peer.package,
             Self::Base(..) => BASE,
             Self::Unmodified(_) => UNMODIFIED,
+            Self::Engine(_) => ENGINE,
             Self::Pvsched(_) => OURS,
         }
     }
 
     /// Whether its guest is to have driver and agent.
     pub fn cooperates(&self) -> bool {
-        matches!(self, Self::Pvsched(_) | Self::Base(..))
+        matches!(self, Self::Pvsched(_) | Self::Base(..) | Self::Engine(_))
     }
 
     /// What it says of itself.
@@ -98,7 +107,9 @@ impl Contender {
             Self::Floor | Self::Kernel | Self::Chrt => (PathBuf::from("uname"), "-r"),
             Self::Peer(peer) => (peer.program(), "--version"),
             Self::Base(program, _) => (program.clone(), "--version"),
-            Self::Unmodified(_) | Self::Pvsched(_) => (PathBuf::from(OURS), "--version"),
+            Self::Unmodified(_) | Self::Engine(_) | Self::Pvsched(_) => {
+                (PathBuf::from(OURS), "--version")
+            }
         };
         first_line(Command::new(program).arg(argument))
     }
@@ -117,7 +128,7 @@ impl Contender {
             Self::Chrt => Running::Chrt(RealTime::give(
                 guest.context("there is no VM whose threads to change")?,
             )?),
-            Self::Unmodified(arguments) | Self::Pvsched(arguments) => {
+            Self::Unmodified(arguments) | Self::Engine(arguments) | Self::Pvsched(arguments) => {
                 Running::Pvsched(Scheduler::start(arguments)?)
             }
             Self::Base(program, arguments) => {
@@ -158,13 +169,14 @@ impl Running {
         Ok(())
     }
 
-    /// Its process, if it has one.
-    pub fn pid(&self) -> Option<u32> {
-        match self {
-            Self::Kernel | Self::Chrt(_) => None,
-            Self::Peer(_, daemon) => Some(daemon.pid()),
-            Self::Pvsched(scheduler) => Some(scheduler.pid()),
-        }
+    /// Its processes: the one that was started, if there is one, and those that this has started.
+    pub fn pids(&self) -> Vec<u32> {
+        let pid = match self {
+            Self::Kernel | Self::Chrt(_) => return Vec::new(),
+            Self::Peer(_, daemon) => daemon.pid(),
+            Self::Pvsched(scheduler) => scheduler.pid(),
+        };
+        [pid].into_iter().chain(process::children(pid)).collect()
     }
 
     /// scx_pvsched, for what only that tells.

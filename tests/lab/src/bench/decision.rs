@@ -32,10 +32,12 @@ pub struct Used {
 }
 
 impl Usage {
-    pub fn now(pid: u32) -> Result<Self> {
+    /// Of these processes.
+    pub fn now(pids: &[u32]) -> Result<Self> {
+        let times = pids.iter().copied().map(process_time);
         Ok(Self {
-            programs: Programs::of(pid)?,
-            process: process_time(pid)?,
+            programs: Programs::of(pids)?,
+            process: times.sum::<Result<_>>()?,
             switches: switches(&fs::read_to_string("/proc/stat")?)?,
         })
     }
@@ -91,19 +93,20 @@ pub fn kib(text: &str, name: &str) -> Option<u64> {
 }
 
 pub fn measure(scene: &mut Scene) -> Result<Outcome> {
-    let pid = scene.running.pid().context("this one has no process")?;
+    let pids = scene.running.pids();
     let counting = Counting::start()?;
-    let before = Usage::now(pid)?;
+    let before = Usage::now(&pids)?;
     messages::load(&scene.scale)?;
-    let used = Usage::now(pid)?.since(&before)?;
+    let used = Usage::now(&pids)?.since(&before)?;
     drop(counting);
     #[allow(clippy::cast_precision_loss)]
     let mib = |bytes: u64| bytes as f64 / MIB;
+    let memory = pids.iter().copied().map(memory_of).sum::<Result<u64>>()?;
     Ok(vec![
         (BPF_PER_SWITCH, used.bpf_ns / used.switches),
         (PROCESS_PER_SWITCH, used.process_ns / used.switches),
-        (MEMORY, mib(memory_of(pid)?)),
-        (MAPS, mib(map_bytes(pid)?)),
+        (MEMORY, mib(memory)),
+        (MAPS, mib(map_bytes(&pids)?)),
     ]
     .into())
 }

@@ -169,15 +169,15 @@ fn step(scale: &Scale, arguments: &[String], vms: u32, vcpus: u32) -> Result<Poi
     let _hogs = Hog::start(scale.cpus)?;
     thread::sleep(SETTLE);
     let counting = Counting::start()?;
-    let (stats, before, start) = (scheduler.stats()?, Usage::now(pid)?, Instant::now());
+    let (stats, before, start) = (scheduler.stats()?, Usage::now(&[pid])?, Instant::now());
     thread::sleep(scale.duration(DURATION));
     let elapsed = start.elapsed();
-    let used = Usage::now(pid)?.since(&before)?;
+    let used = Usage::now(&[pid])?.since(&before)?;
     drop(counting);
     let stats = delta(&stats, &scheduler.stats()?);
     #[allow(clippy::cast_precision_loss)]
     let mib = |bytes: u64| bytes as f64 / MIB;
-    let (memory_mib, maps_mib) = (mib(memory_of(pid)?), mib(map_bytes(pid)?));
+    let (memory_mib, maps_mib) = (mib(memory_of(pid)?), mib(map_bytes(&[pid])?));
     scheduler.check()?;
     let counts = crowd.finish()?;
     scheduler.stop()?;

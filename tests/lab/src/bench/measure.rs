@@ -173,7 +173,10 @@ impl Measure {
             }
             Run::Scheduler(_) => matches!(
                 contender,
-                Contender::Peer(_) | Contender::Base(..) | Contender::Pvsched(_)
+                Contender::Peer(_)
+                    | Contender::Base(..)
+                    | Contender::Engine(_)
+                    | Contender::Pvsched(_)
             ),
             Run::Ours(_) => matches!(contender, Contender::Pvsched(_)),
         }

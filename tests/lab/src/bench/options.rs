@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{ensure, Result};
 use clap::Args;
 
-use super::contender::{Contender, BASE, CHRT, FLOOR, KERNEL, OURS, UNMODIFIED};
+use super::contender::{Contender, BASE, CHRT, ENGINE, FLOOR, KERNEL, OURS, UNMODIFIED};
 use super::growth;
 use super::measure::{Measure, MEASURES};
 use super::peers::Peer;
@@ -21,6 +21,9 @@ const BOOT_GUESS: Duration = Duration::from_secs(45);
 /// Who is compared where there is little time.
 const QUICK: &[&str] = &[FLOOR, KERNEL, "scx_bpfland", OURS];
 
+/// Whose crate the engine in user space is built on, too.
+pub const RUSTLAND: &str = "scx_rustland";
+
 /// What to measure; the same on the machine and inside the host VM.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
@@ -32,9 +35,13 @@ pub struct Options {
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
     /// Who is compared, with commas between: floor, kernel, chrt, names of scx crates, unmodified,
-    /// scx_pvsched [default: all; with --quick floor, kernel, scx_bpfland and scx_pvsched]
+    /// pvsched_rustland, scx_pvsched [default: all but pvsched_rustland; with --quick floor, kernel,
+    /// scx_bpfland and scx_pvsched]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub contenders: Vec<String>,
+    /// Compare scx_pvsched with this engine, too, and with --quick also scx_rustland
+    #[arg(long, value_name = "ENGINE", value_parser = ["rustland"])]
+    pub engine: Option<String>,
     /// Another build of scx_pvsched, by its path in the checkout: what a change is worth
     #[arg(long, value_name = "PROGRAM")]
     pub base: Option<PathBuf>,
@@ -72,6 +79,8 @@ impl Options {
         let contenders = self.contenders.join(",");
         arguments.extend((!contenders.is_empty()).then(|| format!("--contenders={contenders}")));
         arguments.extend(self.only.iter().map(|name| format!("--only={name}")));
+        let engine = self.engine.iter();
+        arguments.extend(engine.map(|engine| format!("--engine={engine}")));
         let base = self.base.iter();
         arguments.extend(base.map(|program| format!("--base={}", program.display())));
         arguments.extend(self.quick.then(|| "--quick".to_owned()));
@@ -131,10 +140,14 @@ impl Options {
         }
         all.retain(|contender| {
             let name = contender.name();
+            let of_engine = self.engine.is_some() && [ENGINE, RUSTLAND].contains(&name);
             if !self.contenders.is_empty() {
-                self.contenders.iter().any(|wanted| wanted == name)
+                let wanted = self.contenders.iter().any(|wanted| wanted == name);
+                wanted || of_engine && name == ENGINE
+            } else if self.quick {
+                of_engine || QUICK.contains(&name)
             } else {
-                !self.quick || QUICK.contains(&name)
+                of_engine || name != ENGINE
             }
         });
         if let Some(program) = &self.base {
@@ -197,7 +210,7 @@ impl Options {
 
 /// Whether a contender of this name is one to beat: neither a bound, nor of ours.
 pub fn is_rival(name: &str) -> bool {
-    ![FLOOR, CHRT, UNMODIFIED, BASE, OURS].contains(&name)
+    ![FLOOR, CHRT, UNMODIFIED, BASE, ENGINE, OURS].contains(&name)
 }
 
 #[cfg(test)]
@@ -235,6 +248,7 @@ mod tests {
             "--quick",
             "--resume",
             "--seed=3",
+            "--engine=rustland",
             "--base=target/base/scx_pvsched",
             "--scheduler-args=--slice-us 2000",
         ];
@@ -273,6 +287,18 @@ mod tests {
     fn all_are_compared_unless_it_is_to_be_quick() {
         assert_eq!(names(&parse::<&str>(&[])).len(), 11);
         assert_eq!(names(&parse(&["--quick"])), QUICK);
+    }
+
+    #[test]
+    fn an_engine_in_user_space_is_compared_where_it_is_asked_for() {
+        let with = |line: &[&'static str]| names(&parse(line));
+        assert!(!with(&["--only=wakeup"]).contains(&ENGINE));
+        assert!(with(&["--only=wakeup", "--engine=rustland"]).contains(&ENGINE));
+        let quick = with(&["--quick", "--engine=rustland"]);
+        assert!(quick.contains(&ENGINE) && quick.contains(&RUSTLAND));
+        let named = with(&["--contenders=floor,scx_pvsched", "--engine=rustland"]);
+        assert_eq!(named, [FLOOR, ENGINE, OURS]);
+        assert_eq!(with(&["--contenders=pvsched_rustland"]), [ENGINE]);
     }
 
     #[test]

@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use super::agent;
 use super::compare::{contenders, Row};
-use super::contender::{CHRT, FLOOR, OURS};
+use super::contender::{CHRT, ENGINE, FLOOR, OURS};
 use super::decision::BPF_PER_SWITCH;
 use super::growth;
-use super::measure::{GUEST_P99, HOST_SHARE};
-use super::options::is_rival;
+use super::measure::{GUEST_P99, HOST_SHARE, P90};
+use super::options::{is_rival, RUSTLAND};
 use super::record::Record;
 
 /// A contender whose busy host tasks get less than this of their share has no fairness to compare with.
@@ -77,10 +77,14 @@ pub fn all(record: &Record) -> Vec<Target> {
         let median = Row::find(&rows, measure, metric)?.median(OURS)?;
         Some((OURS.to_owned(), median))
     };
+    let as_good = |measure: &str, metric: &str, one: &str, other: &str| {
+        let comparison = Row::find(&rows, measure, metric)?.compare_two(one, other)?;
+        Some((other.to_owned(), comparison.median))
+    };
     // As a cost: how many times as much ours is.
     let times = |measure: &str, metric: &str, other: &str| {
-        let comparison = Row::find(&rows, measure, metric)?.compare_two(OURS, other)?;
-        Some((other.to_owned(), 1.0 / comparison.median))
+        let (other, median) = as_good(measure, metric, OURS, other)?;
+        Some((other, 1.0 / median))
     };
     let growth = || {
         let exponent = growth::exponent(&record.growth, |point| point.bpf_ns)?;
@@ -123,6 +127,16 @@ pub fn all(record: &Record) -> Vec<Target> {
             "host tasks beside it: of their share",
             0.97,
             ours("wakeup", &HOST_SHARE.name),
+        ),
+        at_most(
+            "guest wake-up p90, engine in user space: of BPF's",
+            2.0,
+            as_good("wakeup", &P90.name, OURS, ENGINE),
+        ),
+        at_least(
+            "guest wake-up p90, engine in user space: as short",
+            3.0,
+            as_good("wakeup", &P90.name, ENGINE, RUSTLAND),
         ),
         at_least(
             "audio: times as few missed deadlines",
