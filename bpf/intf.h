@@ -125,6 +125,7 @@ struct pv_task {
 	u64 given_until;	/* ns; a vCPU that spins gave its turn for it: boosted until then */
 	u64 turns;		/* how often it was given a CPU */
 	u64 due_turn;		/* number of the turn that it was put ahead for a timer to get */
+	u64 ahead;		/* ns; the same as pv_order.ahead, of an engine in user space */
 	u64 called_at;		/* ns; a CPU was told to put it ahead, and it is not in guest mode, 0 none */
 	u32 due_rank;		/* what that timer is worth */
 	u32 hint_rank;		/* what the hint is worth */
@@ -365,6 +366,7 @@ struct pv_order {
 	u32 kick;		/* enum pv_kick */
 	u32 boost;		/* enum pv_boost in force for the vCPU */
 	u64 applied;		/* for its page */
+	u64 ahead;		/* ns; how far the vCPU is ahead of its share, 0 if it is owed time */
 };
 
 /* What an engine in user space counts, for the statistics. */

@@ -39,7 +39,8 @@ static inline bool is_on_rq(struct task_struct *p)
 }
 
 /* The vCPU @p has lost the CPU, or given it up. */
-static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, bool sleeps, s32 cpu, u64 now)
+static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, struct task_struct *next,
+			      bool sleeps, s32 cpu, u64 now)
 {
 	u64 ran = p->se.sum_exec_runtime - t->exec;
 
@@ -48,8 +49,11 @@ static inline void vcpu_stops(struct task_struct *p, struct pv_task *t, bool sle
 	if (t->boost)
 		t->ran_boosted += ran;
 	WRITE_ONCE(t->state, sleeps ? PV_STATE_ELSEWHERE : PV_STATE_FAIR);
-	/* What it has not taken is not told again, and its next turn may be far away. */
-	tell_of_vcpu(p, t, now, false, !sleeps && t->hint_at);
+	/*
+	 * What it has not taken is not told again, and its next turn may be far away. Where it is
+	 * the engine that comes between it is awake.
+	 */
+	tell_of_vcpu(p, t, now, false, !sleeps && t->hint_at && next->pid != engine_tid);
 	show_state(t, page_of(p, t), sleeps ? PVSCHED_HOST_SLEEPING : PVSCHED_HOST_WAITING, cpu, now);
 }
 
@@ -83,7 +87,7 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 	if (ours) {
 		t = task_of(prev);
 		if (t && t->is_vcpu)
-			vcpu_stops(prev, t, sleeps, cpu, now);
+			vcpu_stops(prev, t, next, sleeps, cpu, now);
 	}
 	if (nexts) {
 		t = task_of(next);
@@ -207,6 +211,7 @@ int order(struct pv_order *o)
 				    (t->applied & PVSCHED_APPLIED_MASK) != PVSCHED_APPLIED_THROTTLED)
 					t->throttles++;
 				t->boost = o->boost;
+				t->ahead = o->ahead;
 				WRITE_ONCE(t->posted, 0);
 				tell(t, page_of(p, t), o->applied);
 			}

@@ -20,7 +20,9 @@ static inline void urge(struct task_struct *p, struct pv_task *t, struct pvsched
 	bool was_due = is_due(t, now);
 	u32 before = was_due ? READ_ONCE(t->due_rank) : READ_ONCE(t->hint_rank);
 
-	forget_due(t);
+	/* The one that is expected has come, unless this is less urgent. */
+	if (!was_due || rank >= before)
+		forget_due(t);
 	rank = note_urgent(t, page, ticket, rank, now);
 	/* What runs is judged when its turn ends; one that sleeps is about to be woken. */
 	if (READ_ONCE(t->state) == PV_STATE_FAIR && (!since || rank > before))
@@ -74,14 +76,19 @@ static int on_due(void *map, u64 *attachment, struct pv_due *due)
 }
 
 /*
- * How long before a guest's timer a vCPU that was on @c is put ahead. How far it is
- * ahead of its share, which would allow for more, is for the engine's policy to know.
+ * How long before a guest's timer for an urgent task a vCPU that loses @c is put ahead. At most twice
+ * the time that it takes into the guest: that is long with an engine that has to be woken first, and
+ * with more a vCPU with a task every 10 ms used more than its share.
  */
-static inline u64 early_by(struct pv_cpu *c)
+static inline u64 early_by(struct pv_task *t, struct pv_cpu *c)
 {
-	u64 enter = READ_ONCE(c->enter_ns);
+	u64 enter = READ_ONCE(c->enter_ns), early;
+	struct pv_vm *vm = vm_of(t);
 
-	return enter < PV_EARLY_MAX_NS ? enter : PV_EARLY_MAX_NS;
+	if (!vm)
+		return 0;
+	early = pv_early(enter, t->ahead, READ_ONCE(vm->task_budget_ns));
+	return early < 2 * enter ? early : 2 * enter;
 }
 
 /*
@@ -111,19 +118,23 @@ int BPF_PROG(on_sched_out, void *notifier, struct task_struct *next_task)
 	due = next ? due_of(t) : NULL;
 	if (!due)
 		return 0;
-	due->early = early_by(c);
+	due->early = early_by(t, c);
 	start_due(p, t, due, rank, next + pv_timer_delay(word) - due->early);
 	return 0;
 }
 
-/* Whether what the guest was told to tell of has come about. */
+/*
+ * Whether what the guest was told to tell of has come about. It tells so in the middle of a task
+ * switch: for how long it may finish that is for the engine to say, unless it has said so.
+ */
 static inline bool has_calmed_down(struct pv_task *t, struct pvsched_page *page, u64 now)
 {
 	u64 current_task = READ_ONCE(page->current_task), pending_task = READ_ONCE(page->pending_task);
 
+	count_response(t, page);
 	if (t->applied & PVSCHED_APPLIED_NOTIFY && !pv_rank(current_task) && !pv_rank(pending_task) &&
 	    (s64)(t->urgent_ticket - READ_ONCE(page->ack)) <= 0 && !is_due(t, now) &&
-	    !READ_ONCE(page->context))
+	    (!READ_ONCE(page->context) || t->hint_at || t->boost == PV_BOOST_TASK))
 		return true;
 	return t->applied & PVSCHED_APPLIED_NOTIFY_LIGHT && !pending_task &&
 	       pv_class(current_task) == PVSCHED_CLASS_IDLE;

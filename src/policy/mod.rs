@@ -60,6 +60,12 @@ pub trait Policy {
         }
     }
 
+    /// How far a vCPU is ahead of its share, in ns of CPU time; negative while it is owed time. The further it
+    /// is ahead, the less is it put ahead of timers of its guest's.
+    fn lead(&self, _task: &Task, _host: &Host) -> i64 {
+        0
+    }
+
     /// A turn of `task` on `cpu` begins, as `decision` says.
     fn started(&mut self, _task: &Task, _cpu: CpuId, _decision: &Decision, _host: &Host) {}
 

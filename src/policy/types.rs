@@ -259,6 +259,9 @@ pub struct Host<'a> {
     pub tasks: &'a BTreeMap<TaskId, Task>,
     /// Those that wait.
     pub queue: &'a Queue,
+    /// The CPU on which the engine itself was last, if it takes time of one: whoever has his turn there is
+    /// interrupted whenever there is something to decide.
+    pub engine: Option<CpuId>,
 }
 
 impl Host<'_> {

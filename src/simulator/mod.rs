@@ -71,6 +71,7 @@ impl World {
             cpus: &self.cpus,
             tasks: &self.tasks,
             queue: &self.queue,
+            engine: None,
         }
     }
 

@@ -120,7 +120,7 @@ impl Latency {
     }
 
     /// How far it is ahead of its share.
-    pub(super) fn lead(&self, task: &Task, t: &State) -> i64 {
+    pub(super) fn lead_of(&self, task: &Task, t: &State) -> i64 {
         let weight = math::weight(task.weight.get(), math::PV_GUEST_WEIGHT_DFL);
         math::lead(t.base, self.read(t.clock), weight)
     }

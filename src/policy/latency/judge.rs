@@ -8,7 +8,7 @@ use super::*;
 /// A boosted turn is judged again after that long.
 const BOOST_SLICE: u64 = 20_000_000;
 /// What is in the middle of an interrupt or of a task switch has so long to finish that.
-const GRACE: u64 = 1_000_000;
+pub(super) const GRACE: u64 = 1_000_000;
 /// An unknown interrupt is expected to wake somebody urgent if one of so many before it did.
 const PROMISE: u8 = 16;
 
@@ -17,6 +17,19 @@ const PROMISE: u8 = 16;
 pub(super) struct Verdict {
     pub(super) rank: u32,
     pub(super) applied: Applied,
+    /// For nothing but what it is in the middle of.
+    pub(super) finishes: bool,
+}
+
+impl Verdict {
+    fn boost(rank: u32, applied: Applied) -> Self {
+        let finishes = false;
+        Self {
+            rank,
+            applied,
+            finishes,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -30,6 +43,10 @@ pub(super) struct State {
     pub(super) verdict: Verdict,
     /// It is ahead of its fair turn.
     pub(super) extra: bool,
+    /// It has had a turn to finish what it was in the middle of, and no other since.
+    pub(super) has_finished: bool,
+    /// When its turn ends at the latest.
+    pub(super) until: u64,
     /// When its turn began, and how much of it has been charged.
     pub(super) running: Option<(u64, u64)>,
     pub(super) irq_debt: u64,
@@ -83,7 +100,7 @@ impl Latency {
         let Some(mut t) = self.tasks.remove(&task.id) else {
             return none;
         };
-        let lead = self.lead(task, &t);
+        let lead = self.lead_of(task, &t);
         let (wanted, most) = t.wants(&vcpu, lead, self.tunables.slice);
         let limits = vcpu.limits;
         let ahead = lead.max(0).unsigned_abs();
@@ -97,7 +114,7 @@ impl Latency {
             none
         } else if t.task_spent || for_irq && t.irq_spent {
             let applied = Applied::Throttled;
-            (Verdict { rank: 0, applied }, 0)
+            (Verdict::boost(0, applied), 0)
         } else {
             let mut left = signed(limits.task_budget)
                 .saturating_sub(lead)
@@ -161,7 +178,7 @@ impl State {
             // A timer may be for somebody more urgent than who runs.
             let rank = rank.max(interrupt.map_or(0, |(rank, _)| rank));
             let applied = Applied::BoostTask;
-            return (Verdict { rank, applied }, BOOST_SLICE);
+            return (Verdict::boost(rank, applied), BOOST_SLICE);
         }
         let applied = Applied::BoostIrq;
         if let Some((rank, known_idle)) = interrupt {
@@ -176,14 +193,17 @@ impl State {
                     }
                 };
             if is_worth && !known_idle {
-                return (Verdict { rank, applied }, BOOST_SLICE);
+                return (Verdict::boost(rank, applied), BOOST_SLICE);
             }
         }
         // It may hold a lock for which another one spins. That is for moments, and does not always end in a way
-        // that shows.
-        if said.critical {
-            let rank = math::PV_RANK_IRQ;
-            return (Verdict { rank, applied }, GRACE);
+        // that shows. Once, as it may be in the middle of the next one by then.
+        if said.critical && !self.has_finished {
+            let verdict = Verdict {
+                finishes: true,
+                ..Verdict::boost(math::PV_RANK_IRQ, applied)
+            };
+            return (verdict, GRACE);
         }
         (Verdict::default(), 0)
     }

@@ -7,7 +7,7 @@
 //!
 //! The parts are those of the BPF scheduler, whose reasons stand there: `judge` is `boost_judge()` of
 //! `bpf/boost.bpf.h` and `clock` is `bpf/clock.bpf.h`; [`Policy::runnable`] is `enqueue()` of
-//! `bpf/main.bpf.c`. It lacks cgroups, boosts ahead of a guest's timer, and directed yield. And it
+//! `bpf/main.bpf.c`. It lacks cgroups and directed yield. And it
 //! differs where one queue for all and exact slices make things simpler: no tick looks at a turn, as its
 //! slice is what is left of a budget; and one that has had boosted turns for too long goes behind the
 //! first of the others itself.
@@ -21,7 +21,7 @@ use super::arithmetic as math;
 use super::*;
 use crate::abi;
 use clock::Alone;
-use judge::{guest_is_light, guest_weight, State, Verdict};
+use judge::{guest_is_light, guest_weight, State, Verdict, GRACE};
 
 /// The tunables of the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,8 @@ impl Latency {
     }
 
     /// The CPU that a boosted task should interrupt: its last one, whose caches it knows, else where
-    /// the least urgent runs; one in the middle of an interrupt only if there is no other.
+    /// the least urgent runs; one in the middle of an interrupt only if there is no other, and where the
+    /// engine is rather not.
     fn cpu_to_take(&self, task: &Task, rank: u32, host: &Host) -> Option<CpuId> {
         let guarded = |cpu: &Cpu| {
             let state = self.cpus.get(&cpu.id);
@@ -105,8 +106,15 @@ impl Latency {
         let cpus = host.cpus.iter().filter(|cpu| {
             task.allowed.contains(&cpu.id) && self.rank_on(cpu) < rank && !guarded(cpu)
         });
-        let best =
-            cpus.min_by_key(|cpu| (critical(cpu), cpu.id != task.last_cpu, self.rank_on(cpu)));
+        let best = cpus.min_by_key(|cpu| {
+            let interrupted = host.engine == Some(cpu.id);
+            (
+                critical(cpu),
+                interrupted,
+                cpu.id != task.last_cpu,
+                self.rank_on(cpu),
+            )
+        });
         best.map(|cpu| cpu.id)
     }
 
@@ -230,11 +238,11 @@ impl Policy for Latency {
             self.settle_alone(cpu, host);
         }
         self.charge_running(task, host.now);
-        let (verdict, _) = self.judge(task, host.now);
+        let (verdict, left) = self.judge(task, host.now);
         let Some(t) = self.tasks.get_mut(&task.id) else {
             return Reaction::Stay;
         };
-        let Verdict { rank, applied } = t.verdict;
+        let Verdict { rank, applied, .. } = t.verdict;
         let again = if t.running.is_none() {
             // Worth a boost, or a better one, or a place as of one that is refused it; or its guest has
             // got more to do.
@@ -253,7 +261,9 @@ impl Policy for Latency {
                 } else {
                     0
                 };
-                let over = t.extra && verdict.rank == 0;
+                // Or it goes on for less, or for less time.
+                let sooner = host.now + left + GRACE / 2 < t.until;
+                let over = t.extra && (verdict.rank < rank || sooner);
                 let has_become_light = !was_light && verdict.rank == 0 && guest_is_light(Some(t));
                 over || has_become_light || rank > 0 && first_rank > verdict.rank
             })
@@ -265,6 +275,11 @@ impl Policy for Latency {
         } else {
             Reaction::Stay
         }
+    }
+
+    fn lead(&self, task: &Task, _: &Host) -> i64 {
+        let t = self.tasks.get(&task.id);
+        t.map_or(0, |t| self.lead_of(task, t))
     }
 
     fn started(&mut self, task: &Task, cpu: CpuId, decision: &Decision, host: &Host) {
@@ -279,6 +294,8 @@ impl Policy for Latency {
         };
         t.settle(now);
         t.running = Some((now, 0));
+        t.until = now + decision.slice();
+        t.has_finished = t.verdict.finishes;
         // One that was refused a boost waited for less than its share.
         let chosen = if t.refused && in_fair_order {
             decision.order & !FAIR
@@ -449,16 +466,81 @@ mod tests {
                 cpus: &cpus,
                 tasks: &BTreeMap::from([(task.id, task.clone())]),
                 queue: &Queue::default(),
+                engine: None,
             };
-            let decision = Latency::default().runnable(&task, Why::TurnEnded, &host);
-            (decision.applied, decision.slice())
+            let mut policy = Latency::default();
+            let decision = policy.runnable(&task, Why::TurnEnded, &host);
+            policy.started(&task, cpu, &decision, &host);
+            let turn = Turn {
+                task: task.id,
+                cpu,
+                began: MS,
+                ran: decision.slice(),
+                applied: decision.applied,
+                end: End::SliceEnded,
+            };
+            policy.stopped(&task, &turn, &host);
+            let next = policy.runnable(&task, Why::TurnEnded, &host);
+            (decision.applied, decision.slice(), next.applied)
         };
-        assert_eq!(slice_of(vcpu(true, None)), (Applied::BoostIrq, MS));
+        let once = (Applied::BoostIrq, MS, Applied::Baseline);
+        assert_eq!(slice_of(vcpu(true, None)), once);
         let budget = Limits::default().irq_budget;
-        let interrupted = (Applied::BoostIrq, budget);
+        let interrupted = (Applied::BoostIrq, budget, Applied::BoostIrq);
         assert_eq!(slice_of(vcpu(false, Some(waits))), interrupted);
         assert_eq!(slice_of(vcpu(true, Some(waits))), interrupted);
         assert_eq!(slice_of(vcpu(false, None)).0, Applied::Baseline);
+    }
+
+    /// As it was put ahead for an interrupt, it had a long turn. All that is left of that is a task switch to finish.
+    #[test]
+    fn a_boosted_turn_is_cut_to_what_its_reason_is_worth_by_now() {
+        let cpu = CpuId(0);
+        let vcpu = |interrupt| Vcpu {
+            vm: VmId(1),
+            published: Some(Published {
+                current: Urgency::NORMAL,
+                critical: true,
+                ..Published::default()
+            }),
+            interrupt,
+            limits: Limits::default(),
+            role: Role::None,
+        };
+        let task = |id, vcpu| Task {
+            id: TaskId(id),
+            weight: Weight::DEFAULT,
+            allowed: [cpu].into(),
+            last_cpu: cpu,
+            vcpu,
+        };
+        let waits = Interrupt {
+            since: 0,
+            urgency: None,
+        };
+        let mut policy = Latency::default();
+        let (before, after) = (task(1, Some(vcpu(Some(waits)))), task(1, Some(vcpu(None))));
+        let other = task(2, None);
+        let cpus = [Cpu {
+            id: cpu,
+            core: 0,
+            cache: 0,
+            running: Some(before.id),
+        }];
+        let tasks = BTreeMap::from([(before.id, before.clone()), (other.id, other.clone())]);
+        let mut queue = Queue::default();
+        queue.insert(other.id, Decision::new(FAIR, MS));
+        let host = |now| Host {
+            now,
+            cpus: &cpus,
+            tasks: &tasks,
+            queue: &queue,
+            engine: None,
+        };
+        let decision = policy.runnable(&before, Why::TurnEnded, &host(0));
+        policy.started(&before, cpu, &decision, &host(0));
+        assert_eq!(policy.hint(&before, &host(MS / 10)), Reaction::Stay);
+        assert_eq!(policy.hint(&after, &host(MS / 5)), Reaction::PlaceAgain);
     }
 
     /// A turn lasts as long as nobody waits, and an engine need not end it before.
@@ -495,6 +577,7 @@ mod tests {
             cpus: &cpus,
             tasks: &tasks,
             queue: &queue,
+            engine: None,
         };
         let decision = policy.runnable(&task, Why::Woke, &host(0));
         policy.started(&task, cpu, &decision, &host(0));

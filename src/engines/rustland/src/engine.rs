@@ -31,6 +31,9 @@ const ANEWS: u32 = 1;
 /// class meanwhile may have had any.
 const LATE_MAX: u64 = 20_000_000;
 
+/// How much further ahead of its share a vCPU has to be than was told for that to be told.
+const AHEAD_STEP: u64 = 4_000_000;
+
 fn signed(positive: u64) -> i64 {
     i64::try_from(positive).unwrap_or(i64::MAX)
 }
@@ -75,8 +78,9 @@ pub trait Backend {
     /// Hands over a task. Returns whether there was room.
     fn dispatch(&mut self, turn: &Dispatch) -> bool;
     fn kick(&mut self, cpu: CpuId, how: Kick);
-    /// Tells a guest what is done with its vCPU: the page's word.
-    fn tell(&mut self, task: TaskId, applied: u64, boost: Applied);
+    /// Tells a guest what is done with its vCPU: the page's word. And the programs that put it ahead of its timers
+    /// by how much it is ahead of its share.
+    fn tell(&mut self, task: TaskId, applied: u64, boost: Applied, ahead: u64);
     /// What is known of a vCPU by now; `None` if it has gone.
     fn look(&mut self, task: TaskId) -> Option<Told>;
     /// The CPUs that a thread may run on; `None` if it has gone.
@@ -137,7 +141,7 @@ struct Known {
     assumed: Option<u64>,
     home: Option<CpuId>,
     observed: bool,
-    told: Option<u64>,
+    told: Option<(u64, u64)>,
     /// How many of its turns have got lost since the last one that began.
     lost: u32,
 }
@@ -201,6 +205,8 @@ struct World {
     queue: Queue,
     turns: BTreeMap<CpuId, Running>,
     counts: Counts,
+    /// Where this runs.
+    here: Option<CpuId>,
 }
 
 impl World {
@@ -210,6 +216,7 @@ impl World {
             cpus: &self.cpus,
             tasks: &self.tasks,
             queue: &self.queue,
+            engine: self.here,
         }
     }
 
@@ -219,15 +226,20 @@ impl World {
         }
     }
 
+    /// Whether the kernel has handed over a task, or has it on that CPU.
+    fn can_be_given(&self, id: TaskId, cpu: CpuId) -> bool {
+        self.known.get(&id).is_some_and(|known| {
+            let is_there = [known.still_on, known.queued_for].contains(&Some(cpu));
+            known.handed || is_there
+        })
+    }
+
     /// The first in the queue that can be given to a CPU.
     fn first(&self, cpu: CpuId) -> Option<(TaskId, Decision)> {
         self.queue.iter().find(|(id, decision)| {
-            let can = self.known.get(id).is_some_and(|known| {
-                let is_there = [known.still_on, known.queued_for].contains(&Some(cpu));
-                known.handed || is_there
-            });
             let task = self.tasks.get(id);
-            can && decision.cpu.is_none_or(|only| only == cpu)
+            self.can_be_given(*id, cpu)
+                && decision.cpu.is_none_or(|only| only == cpu)
                 && task.is_some_and(|task| task.allowed.contains(&cpu))
         })
     }
@@ -262,6 +274,7 @@ impl<B: Backend> Engine<B> {
                 queue: Queue::default(),
                 turns: BTreeMap::new(),
                 counts: Counts::default(),
+                here: None,
             },
             policy,
             backend,
@@ -276,6 +289,11 @@ impl<B: Backend> Engine<B> {
 
     pub fn counts(&self) -> Counts {
         self.world.counts
+    }
+
+    /// From now on it runs on that CPU.
+    pub fn runs_here(&mut self, cpu: CpuId) {
+        self.world.here = Some(cpu);
     }
 
     /// Decides on what has happened by `now`: what was told, in that order, and who wants a CPU.
@@ -363,9 +381,9 @@ impl<B: Backend> Engine<B> {
     fn switched(&mut self, switch: &Switch, arrived: &mut Arrived) {
         let cpu = switch.cpu;
         self.world.now = self.world.now.max(switch.at);
-        if let Some((task, exec)) = switch.prev {
-            self.lost_cpu(task, cpu, exec, switch.ends);
-        }
+        let was_over = switch
+            .prev
+            .filter(|(task, exec)| self.lost_cpu(*task, cpu, *exec, switch.ends));
         let next = switch.next.map(|(task, _)| task);
         let turn = self.world.turns.get_mut(&cpu);
         if let Some(turn) = turn.filter(|turn| turn.exec.is_some()) {
@@ -396,25 +414,33 @@ impl<B: Backend> Engine<B> {
         if let Some((task, exec)) = switch.next {
             self.started(task, cpu, exec);
         }
+        // What is told next may be that it is urgent.
+        let arrival = was_over.and_then(|(task, _)| arrived.take(task));
+        if let Some(arrival) = arrival {
+            self.arrived(&arrival);
+        }
     }
 
     /// The kernel tells of a task that its turn is over, which may have been known.
-    fn lost_cpu(&mut self, task: TaskId, cpu: CpuId, exec: u64, ends: Ends) {
+    /// Returns whether it was.
+    fn lost_cpu(&mut self, task: TaskId, cpu: CpuId, exec: u64, ends: Ends) -> bool {
         let Some(known) = self.world.known.get_mut(&task) else {
-            return;
+            return false;
         };
         if let Some(assumed) = known.assumed.take() {
             // It had the CPU until the kernel was told, which is a large part of a short turn.
             let late = exec.saturating_sub(assumed).min(LATE_MAX);
             known.overcharged += signed(assumed.saturating_sub(exec)) - signed(late);
         }
-        if known.still_on == Some(cpu) {
+        let was_over = known.still_on == Some(cpu);
+        if was_over {
             known.still_on = None;
             if ends != Ends::Runnable {
                 known.end = End::Slept;
                 self.world.queue.remove(task);
             }
         }
+        was_over
     }
 
     /// A task runs.
@@ -442,6 +468,7 @@ impl<B: Backend> Engine<B> {
         if let Some(elsewhere) = self.world.runs_on(task) {
             self.stop(elsewhere, Some(End::Interrupted));
         }
+        let interrupts = self.interrupts_on(cpu);
         self.make_room(cpu);
         let asked = self.world.known.contains_key(&task);
         let waited = self.world.queue.iter().find(|(one, _)| *one == task);
@@ -466,6 +493,21 @@ impl<B: Backend> Engine<B> {
                 .runnable(&self.world.tasks[&task], why, &self.world.host());
         }
         self.begin(task, cpu, decision, Some((exec, exec)), Kick::Look);
+        // The CPU was on its way to the one before as it was told to end that turn, too.
+        let first = self.world.first(cpu);
+        if first
+            .is_some_and(|(first, other)| interrupts == Some(first) && other.order < decision.order)
+        {
+            self.end_turn(cpu, End::Interrupted);
+        }
+    }
+
+    /// Who is expected on a CPU, if he was to interrupt somebody for that.
+    fn interrupts_on(&self, cpu: CpuId) -> Option<TaskId> {
+        let expected = self.world.turns.get(&cpu)?;
+        let known = self.world.known.get(&expected.task)?;
+        let interrupts = expected.exec.is_none() && known.decision.preempt.is_some();
+        interrupts.then_some(expected.task)
     }
 
     /// The turn of a task on a CPU begins, or is expected to.
@@ -653,12 +695,21 @@ impl<B: Backend> Engine<B> {
         task.weight = arrival.weight;
         task.allowed = allowed;
         task.last_cpu = arrival.cpu;
-        // Where it waits was decided when its turn was ended here, unless it has to wait somewhere else.
+        // Where it waits was decided when its turn was ended here, unless it has to wait somewhere else. Whom it
+        // was to interrupt then, it could not yet.
         if !decided || moved || arrival.woke {
             self.place(id, why);
+        } else if self.interrupts(id) {
+            self.place(id, Why::Hinted);
         } else {
             self.reconsider(id);
         }
+    }
+
+    /// Whether somebody who waits was decided to interrupt another.
+    fn interrupts(&self, id: TaskId) -> bool {
+        let mut queue = self.world.queue.iter();
+        queue.any(|(one, decision)| one == id && decision.preempt.is_some())
     }
 
     /// What is known of a vCPU is told when it has lost its CPU, and where it waits may have been decided before:
@@ -704,7 +755,8 @@ impl<B: Backend> Engine<B> {
         }
         let may = matches!(why, Why::Woke | Why::Hinted);
         let allowed = &self.world.tasks[&id].allowed;
-        if let Some(cpu) = decision.preempt.filter(|cpu| may && allowed.contains(cpu)) {
+        let can = |cpu: &CpuId| allowed.contains(cpu) && self.world.can_be_given(id, *cpu);
+        if let Some(cpu) = decision.preempt.filter(|cpu| may && can(cpu)) {
             self.world.counts.preempted += 1;
             self.end_turn(cpu, End::Interrupted);
         }
@@ -767,6 +819,8 @@ impl<B: Backend> Engine<B> {
             return;
         };
         let others = self.world.first(cpu).is_some();
+        let lead = self.policy.lead(&self.world.tasks[&id], &self.world.host());
+        let ahead = lead.max(0).unsigned_abs();
         let known = self.world.known.entry(id).or_default();
         let mut word = u64::from(match applied {
             _ if known.observed => abi::PVSCHED_APPLIED_OBSERVED,
@@ -785,8 +839,12 @@ impl<B: Backend> Engine<B> {
         if others && !is_light && !known.observed {
             word |= u64::from(abi::PVSCHED_APPLIED_NOTIFY_LIGHT);
         }
-        if known.told.replace(word) != Some(word) {
-            self.backend.tell(id, word, applied);
+        let is_told = known
+            .told
+            .is_some_and(|(told, before)| told == word && ahead.abs_diff(before) < AHEAD_STEP);
+        if !is_told {
+            known.told = Some((word, ahead));
+            self.backend.tell(id, word, applied, ahead);
         }
     }
 
@@ -798,6 +856,10 @@ impl<B: Backend> Engine<B> {
         let moved = known.home != told.home;
         known.home = told.home;
         known.observed = told.observed;
+        if told.hint {
+            // It tells of a thing once for each time that it was told something.
+            known.told = None;
+        }
         let all = &self.world.all;
         let task = self.world.tasks.entry(id).or_insert_with(|| Task {
             id,
@@ -821,7 +883,7 @@ impl<B: Backend> Engine<B> {
             self.place(id, Why::Hinted);
             return;
         }
-        if !told.hint {
+        if !told.hint && runs.is_none() {
             self.reconsider(id);
             return;
         }

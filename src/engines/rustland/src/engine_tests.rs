@@ -39,7 +39,7 @@ impl Backend for Host2 {
     fn kick(&mut self, cpu: CpuId, how: Kick) {
         self.did.push(Did::Kick(cpu.0, how));
     }
-    fn tell(&mut self, task: TaskId, applied: u64, _: Applied) {
+    fn tell(&mut self, task: TaskId, applied: u64, _: Applied, _: u64) {
         self.did.push(Did::Tell(task.0, applied));
     }
     fn look(&mut self, task: TaskId) -> Option<Told> {
@@ -490,11 +490,54 @@ fn a_hint_ends_the_turn_if_the_policy_says_so() {
     let stays = bench.pass(MS, Vec::new(), &[told(MS, 5, None, true)]);
     assert_eq!(stays, []);
     bench.script.borrow_mut().hint = Some(Reaction::PlaceAgain);
-    // News that goes with others asks nobody.
-    assert_eq!(bench.pass(MS, Vec::new(), &[told(MS, 5, None, false)]), []);
     let did = bench.pass(MS, Vec::new(), &[told(MS, 5, None, true)]);
     assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
     assert_eq!(bench.script.borrow().turns, [(5, MS, End::Hinted)]);
+}
+
+/// What the guest says by now is read whenever somebody comes between.
+#[test]
+fn a_turn_that_the_engine_interrupts_is_judged_anew() {
+    let mut bench = vcpu_before_a_task();
+    bench.script.borrow_mut().hint = Some(Reaction::PlaceAgain);
+    let did = bench.pass(MS, Vec::new(), &[told(MS, 5, None, false)]);
+    assert!(did.contains(&Did::Dispatch(6, 0, 2)), "{did:?}");
+}
+
+/// An interrupt comes in for a vCPU whose turn has just ended: it is told of that, of the arrival and of the
+/// interrupt at once.
+#[test]
+fn a_vcpu_that_is_hinted_as_it_loses_its_cpu_takes_it_back() {
+    let mut bench = vcpu_before_a_task();
+    bench.pass(4 * MS, Vec::new(), &[]);
+    let arrival = bench.arrival(5, false);
+    {
+        let mut script = bench.script.borrow_mut();
+        script.orders.insert(5, 1);
+        script.interrupts.insert(5);
+        script.hint = Some(Reaction::PlaceAgain);
+    }
+    let number = arrival.number;
+    let news = [
+        switch(4 * MS, 0, Some((5, 4 * MS, Ends::Runnable)), Some((6, 0))),
+        told(4 * MS, 5, None, true),
+    ];
+    let did = bench.pass(4 * MS, vec![arrival], &news);
+    assert!(did.contains(&Did::Dispatch(5, 0, number)), "{did:?}");
+}
+
+/// A CPU is told to end a turn that the kernel is just about to begin.
+#[test]
+fn who_interrupts_a_turn_that_had_not_begun_interrupts_it_again() {
+    let mut bench = Bench::new(1);
+    bench.wake(0, &[6]);
+    bench.script.borrow_mut().interrupts.insert(5);
+    let did = bench.wake(0, &[5]);
+    assert!(did.contains(&Did::Kick(0, Kick::Preempt)), "{did:?}");
+    let did = bench.switch(0, 0, None, Some((6, 0)));
+    assert_eq!(did, [Did::Kick(0, Kick::Preempt)]);
+    bench.switch(MS, 0, Some((6, MS, Ends::Runnable)), Some((5, 0)));
+    assert_eq!(bench.engine.world.cpus[0].running, Some(TaskId(5)));
 }
 
 /// Before it took over, the kernel's own scheduler switched between them, and all that comes at once.

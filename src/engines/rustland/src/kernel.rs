@@ -264,7 +264,7 @@ impl Backend for Kernel<'_, '_> {
         });
     }
 
-    fn tell(&mut self, task: TaskId, applied: u64, boost: Applied) {
+    fn tell(&mut self, task: TaskId, applied: u64, boost: Applied, ahead: u64) {
         let Ok(tid) = i32::try_from(task.0) else {
             return;
         };
@@ -276,6 +276,7 @@ impl Backend for Kernel<'_, '_> {
                 Applied::Baseline | Applied::Throttled => PV_BOOST_NONE,
             },
             applied,
+            ahead,
             ..intf::pv_order::zeroed()
         });
     }

@@ -51,6 +51,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use nix::poll::{ppoll, PollFd, PollFlags};
+use nix::sched::sched_getcpu;
 use nix::sys::time::TimeSpec;
 use nix::time::{clock_gettime, ClockId};
 use scx_pvsched::policy::latency::{Latency, Tunables};
@@ -66,6 +67,9 @@ use kernel::{Kernel, Relay};
 const NAP: u64 = 100_000_000;
 /// For those whom it keeps from finishing what it waits for.
 const PAUSE: Duration = Duration::from_micros(100);
+/// The shortest turn of the policy `latency`, if its slices are not shorter: each has this process woken, which
+/// interrupts somebody for it.
+const SHORTEST_US: u64 = 3_000;
 /// How often the statistics are shown.
 const SHOW: u64 = 200_000_000;
 
@@ -90,7 +94,7 @@ fn policy(options: &Options) -> Result<Box<dyn Policy>> {
     if name == "latency" {
         let tunables = Tunables {
             slice: options.slice_us * 1000,
-            slice_min: options.slice_min_us.min(options.slice_us) * 1000,
+            slice_min: options.slice_min_us.max(SHORTEST_US).min(options.slice_us) * 1000,
             irq_boost: options.irq_boost_us * 1000,
             guard: options.guard_us * 1000,
         };
@@ -155,6 +159,7 @@ fn run(options: &Options) -> Result<bool> {
             thread::sleep(PAUSE);
         }
         let at = now()?;
+        engine.runs_here(CpuId(sched_getcpu()?.try_into()?));
         engine.pass(at, arrivals, &news);
         if at > shown + SHOW {
             shown = at;
