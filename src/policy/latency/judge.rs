@@ -22,12 +22,11 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    fn boost(rank: u32, applied: Applied) -> Self {
-        let finishes = false;
+    fn new(rank: u32, applied: Applied) -> Self {
         Self {
             rank,
             applied,
-            finishes,
+            ..Self::default()
         }
     }
 }
@@ -114,7 +113,7 @@ impl Latency {
             none
         } else if t.task_spent || for_irq && t.irq_spent {
             let applied = Applied::Throttled;
-            (Verdict::boost(0, applied), 0)
+            (Verdict::new(0, applied), 0)
         } else {
             let mut left = signed(limits.task_budget)
                 .saturating_sub(lead)
@@ -178,7 +177,7 @@ impl State {
             // A timer may be for somebody more urgent than who runs.
             let rank = rank.max(interrupt.map_or(0, |(rank, _)| rank));
             let applied = Applied::BoostTask;
-            return (Verdict::boost(rank, applied), BOOST_SLICE);
+            return (Verdict::new(rank, applied), BOOST_SLICE);
         }
         let applied = Applied::BoostIrq;
         if let Some((rank, known_idle)) = interrupt {
@@ -193,7 +192,7 @@ impl State {
                     }
                 };
             if is_worth && !known_idle {
-                return (Verdict::boost(rank, applied), BOOST_SLICE);
+                return (Verdict::new(rank, applied), BOOST_SLICE);
             }
         }
         // It may hold a lock for which another one spins. That is for moments, and does not always end in a way
@@ -201,7 +200,7 @@ impl State {
         if said.critical && !self.has_finished {
             let verdict = Verdict {
                 finishes: true,
-                ..Verdict::boost(math::PV_RANK_IRQ, applied)
+                ..Verdict::new(math::PV_RANK_IRQ, applied)
             };
             return (verdict, GRACE);
         }

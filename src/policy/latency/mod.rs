@@ -428,6 +428,15 @@ mod tests {
         assert!(had.abs_diff(200 * MS) < 20 * MS, "{had} of 400 ms");
     }
 
+    fn one_cpu(id: CpuId, running: Option<TaskId>) -> [Cpu; 1] {
+        [Cpu {
+            id,
+            core: 0,
+            cache: 0,
+            running,
+        }]
+    }
+
     /// What it may hold a lock for is over in moments. An interrupt that waits is worth all of its budget.
     #[test]
     fn a_vcpu_in_the_middle_of_an_interrupt_is_soon_looked_at_again() {
@@ -447,12 +456,7 @@ mod tests {
             since: 0,
             urgency: None,
         };
-        let cpus = [Cpu {
-            id: cpu,
-            core: 0,
-            cache: 0,
-            running: None,
-        }];
+        let cpus = one_cpu(cpu, None);
         let slice_of = |vcpu| {
             let task = Task {
                 id: TaskId(1),
@@ -521,12 +525,7 @@ mod tests {
         let mut policy = Latency::default();
         let (before, after) = (task(1, Some(vcpu(Some(waits)))), task(1, Some(vcpu(None))));
         let other = task(2, None);
-        let cpus = [Cpu {
-            id: cpu,
-            core: 0,
-            cache: 0,
-            running: Some(before.id),
-        }];
+        let cpus = one_cpu(cpu, Some(before.id));
         let tasks = BTreeMap::from([(before.id, before.clone()), (other.id, other.clone())]);
         let mut queue = Queue::default();
         queue.insert(other.id, Decision::new(FAIR, MS));
@@ -565,12 +564,7 @@ mod tests {
         };
         let mut policy = Latency::default();
         let queue = Queue::default();
-        let cpus = [Cpu {
-            id: cpu,
-            core: 0,
-            cache: 0,
-            running: Some(task.id),
-        }];
+        let cpus = one_cpu(cpu, Some(task.id));
         let tasks = BTreeMap::from([(task.id, task.clone())]);
         let host = |now| Host {
             now,

@@ -141,6 +141,7 @@ struct Known {
     assumed: Option<u64>,
     home: Option<CpuId>,
     observed: bool,
+    /// What its guest was told last, and how far ahead of its share it was then; to be told again if `None`.
     told: Option<(u64, u64)>,
     /// How many of its turns have got lost since the last one that began.
     lost: u32,

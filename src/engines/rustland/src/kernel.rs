@@ -9,7 +9,9 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{
+    MapCore, MapFlags, OpenObject, ProgramInput, ProgramMut, RingBuffer, RingBufferBuilder,
+};
 use log::warn;
 use nix::sched::{sched_getaffinity, CpuSet};
 use nix::unistd::Pid;
@@ -203,12 +205,8 @@ impl<'obj, 'relay> Kernel<'obj, 'relay> {
 
     fn order(&mut self, order: intf::pv_order) {
         let mut bytes = order.to_bytes();
-        let input = ProgramInput {
-            context_in: Some(&mut bytes),
-            ..Default::default()
-        };
-        let result = self.relay.skel.progs.order.test_run(input);
-        self.check(result.map(|_| ()));
+        let result = run(&self.relay.skel.progs.order, &mut bytes);
+        self.check(result);
     }
 
     /// The kernel takes these as long as there is memory.
@@ -219,6 +217,15 @@ impl<'obj, 'relay> Kernel<'obj, 'relay> {
             }
         }
     }
+}
+
+/// Has the kernel run a program now, which may change what it is given.
+fn run(program: &ProgramMut<'_>, context: &mut [u8]) -> Result<(), libbpf_rs::Error> {
+    let input = ProgramInput {
+        context_in: Some(context),
+        ..Default::default()
+    };
+    program.test_run(input).map(|_| ())
 }
 
 fn arrival(task: &QueuedTask) -> Option<Arrival> {
@@ -287,12 +294,8 @@ impl Backend for Kernel<'_, '_> {
             ..intf::pv_news_vcpu::zeroed()
         };
         let mut bytes = asked.to_bytes();
-        let input = ProgramInput {
-            context_in: Some(&mut bytes),
-            ..Default::default()
-        };
-        let result = self.relay.skel.progs.look.test_run(input);
-        self.check(result.map(|_| ()));
+        let result = run(&self.relay.skel.progs.look, &mut bytes);
+        self.check(result);
         match News::parse(&bytes) {
             Ok(News::Vcpu(told)) => Some(told),
             _ => None,
@@ -314,11 +317,7 @@ impl Backend for Kernel<'_, '_> {
             ..intf::pv_order::zeroed()
         };
         let mut bytes = order.to_bytes();
-        let input = ProgramInput {
-            context_in: Some(&mut bytes),
-            ..Default::default()
-        };
-        let result = self.relay.skel.progs.set_waiting.test_run(input);
-        self.check(result.map(|_| ()));
+        let result = run(&self.relay.skel.progs.set_waiting, &mut bytes);
+        self.check(result);
     }
 }
