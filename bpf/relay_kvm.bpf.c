@@ -92,11 +92,11 @@ static inline u64 early_by(struct pv_task *t, struct pv_cpu *c)
 }
 
 /*
- * A vCPU loses its CPU. Not where the engine or another real-time task comes between: its
- * turn goes on after that, and to wake the engine because it was woken would have no end.
+ * A vCPU loses its CPU. Also where the engine comes between: its turn may be over then, and
+ * KVM tells of that once. Should it go on instead, on_due() sees that.
  */
 SEC("?fentry/kvm_sched_out")
-int BPF_PROG(on_sched_out, void *notifier, struct task_struct *next_task)
+int BPF_PROG(on_sched_out, void *notifier)
 {
 	struct pv_cpu *c = cpu_of(bpf_get_smp_processor_id());
 	struct task_struct *p = bpf_get_current_task_btf();
@@ -107,7 +107,7 @@ int BPF_PROG(on_sched_out, void *notifier, struct task_struct *next_task)
 	u32 rank;
 
 	t = task_of(p);
-	if (!t || !c || READ_ONCE(t->state) != PV_STATE_FAIR || !is_handed_over(next_task))
+	if (!t || !c || READ_ONCE(t->state) != PV_STATE_FAIR)
 		return 0;
 	page = page_of(p, t);
 	if (!page || is_observed(t))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! Virtual clocks, and what turns cost: `bpf/clock.bpf.h`, and `task_charge()` of `bpf/boost.bpf.h`.
 
-use super::judge::{guest_weight, State};
+use super::judge::{guest_weight, Charged, State};
 use super::math;
 use super::*;
 
@@ -64,25 +64,29 @@ impl Latency {
         let Some(t) = self.tasks.get_mut(&task.id) else {
             return;
         };
-        let Some((_, charged)) = &mut t.running else {
+        let Some(turn) = &mut t.running else {
             return;
         };
-        let ran = ran.saturating_sub(std::mem::replace(charged, ran.max(*charged)));
+        // What was charged of a turn that went on is what it could have had by then: somebody of no concern, such as
+        // who decides, may have come between.
+        let refund = turn.ran.saturating_sub(ran.max(turn.free));
+        let ran = ran.saturating_sub(std::mem::replace(&mut turn.ran, ran));
         let own = task.weight.get();
         // It may have worked until just now and only then become idle.
         let heavier = t.guest_weight.max(weight);
-        t.vtime += math::charge(ran, math::weight(own, heavier));
+        let for_budgets = heavier.max(math::PV_GUEST_WEIGHT_DFL);
+        let costs = |ran, guest| math::charge(ran, math::weight(own, guest));
+        t.vtime = (t.vtime + costs(ran, heavier)).saturating_sub(costs(refund, heavier));
         t.vtime = math::reweigh(t.vtime, clock, t.guest_weight, weight);
         t.guest_weight = weight;
-        let for_budgets = heavier.max(math::PV_GUEST_WEIGHT_DFL);
-        t.base += math::charge(ran, math::weight(own, for_budgets));
+        t.base = (t.base + costs(ran, for_budgets)).saturating_sub(costs(refund, for_budgets));
         t.settle(now);
     }
 
     /// The same for a turn that goes on.
     pub(super) fn charge_running(&mut self, task: &Task, now: u64) {
         let began = self.tasks.get(&task.id).and_then(|t| t.running);
-        if let Some((began, _)) = began {
+        if let Some(Charged { began, .. }) = began {
             self.charge(task, now.saturating_sub(began), guest_weight(task), now);
         }
     }
@@ -101,6 +105,9 @@ impl Latency {
         };
         t.vtime = math::refund(t.vtime, alone.vtime, clock);
         t.base = math::refund(t.base, alone.base, clock);
+        if let Some(turn) = &mut t.running {
+            turn.free = turn.ran;
+        }
         let settled = Alone {
             task: alone.task,
             since: host.now,

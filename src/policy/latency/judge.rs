@@ -31,6 +31,26 @@ impl Verdict {
     }
 }
 
+/// A turn that goes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Charged {
+    pub(super) began: u64,
+    /// How much of it has been charged.
+    pub(super) ran: u64,
+    /// How much of that cost nothing in the end.
+    pub(super) free: u64,
+}
+
+impl Charged {
+    /// Nothing of it, so far.
+    pub(super) fn since(began: u64) -> Self {
+        Self {
+            began,
+            ..Self::default()
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     pub(super) clock: Clock,
@@ -46,8 +66,7 @@ pub(super) struct State {
     pub(super) has_finished: bool,
     /// When its turn ends at the latest.
     pub(super) until: u64,
-    /// When its turn began, and how much of it has been charged.
-    pub(super) running: Option<(u64, u64)>,
+    pub(super) running: Option<Charged>,
     pub(super) irq_debt: u64,
     pub(super) irq_debt_at: u64,
     pub(super) task_spent: bool,

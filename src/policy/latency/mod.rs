@@ -21,7 +21,7 @@ use super::arithmetic as math;
 use super::*;
 use crate::abi;
 use clock::Alone;
-use judge::{guest_is_light, guest_weight, State, Verdict, GRACE};
+use judge::{guest_is_light, guest_weight, Charged, State, Verdict, GRACE};
 
 /// The tunables of the same names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +127,10 @@ impl Latency {
         let Some(o) = self.tasks.get(&other.id) else {
             return false;
         };
-        let (began, charged) = o.running.unwrap_or((host.now, 0));
-        let ran = host.now.saturating_sub(began).saturating_sub(charged);
+        let Charged {
+            began, ran: paid, ..
+        } = o.running.unwrap_or(Charged::since(host.now));
+        let ran = host.now.saturating_sub(began).saturating_sub(paid);
         let vtime = o.vtime + math::charge(ran, math::weight(other.weight.get(), o.guest_weight));
         let latency = task.vcpu.is_some_and(|vcpu| vcpu.role == Role::Latency);
         let weight = math::weight(task.weight.get(), math::PV_GUEST_WEIGHT_DFL);
@@ -293,7 +295,7 @@ impl Policy for Latency {
             return;
         };
         t.settle(now);
-        t.running = Some((now, 0));
+        t.running = Some(Charged::since(now));
         t.until = now + decision.slice();
         t.has_finished = t.verdict.finishes;
         // One that was refused a boost waited for less than its share.
@@ -540,6 +542,65 @@ mod tests {
         policy.started(&before, cpu, &decision, &host(0));
         assert_eq!(policy.hint(&before, &host(MS / 10)), Reaction::Stay);
         assert_eq!(policy.hint(&after, &host(MS / 5)), Reaction::PlaceAgain);
+    }
+
+    /// The engine, for one, which has just had that CPU to hear of the hint.
+    #[test]
+    fn what_comes_between_is_not_charged_to_a_turn_that_a_hint_came_in() {
+        let cpu = CpuId(0);
+        let task = |id, vcpu| Task {
+            id: TaskId(id),
+            weight: Weight::DEFAULT,
+            allowed: [cpu].into(),
+            last_cpu: cpu,
+            vcpu,
+        };
+        let vcpu = Vcpu {
+            vm: VmId(1),
+            published: Some(Published::default()),
+            interrupt: None,
+            limits: Limits::default(),
+            role: Role::None,
+        };
+        let (vcpu, other) = (task(1, Some(vcpu)), task(2, None));
+        let cpus = one_cpu(cpu, Some(vcpu.id));
+        let tasks = BTreeMap::from([(vcpu.id, vcpu.clone()), (other.id, other.clone())]);
+        let nobody = Queue::default();
+        let mut somebody = Queue::default();
+        somebody.insert(other.id, Decision::new(FAIR, MS));
+        let host = |now, queue| Host {
+            now,
+            cpus: &cpus,
+            tasks: &tasks,
+            queue,
+            engine: None,
+        };
+        let ahead_after = |alone: u64, hint: bool| {
+            let mut policy = Latency::default();
+            let now = alone + 2 * MS;
+            let at_first = if alone > 0 { &nobody } else { &somebody };
+            let decision = policy.runnable(&vcpu, Why::Woke, &host(0, at_first));
+            policy.started(&vcpu, cpu, &decision, &host(0, at_first));
+            policy.runnable(&other, Why::Woke, &host(alone, at_first));
+            if hint {
+                assert_eq!(policy.hint(&vcpu, &host(now, &somebody)), Reaction::Stay);
+            }
+            let turn = Turn {
+                task: vcpu.id,
+                cpu,
+                began: 0,
+                ran: alone / 10 * 9 + MS,
+                applied: decision.applied,
+                end: End::Interrupted,
+            };
+            policy.stopped(&vcpu, &turn, &host(now, &somebody));
+            policy.lead(&vcpu, &host(now, &somebody))
+        };
+        let share = i64::try_from(MS).unwrap();
+        assert_eq!(ahead_after(0, false), share);
+        assert_eq!(ahead_after(0, true), share);
+        // What it had while nobody waited stays free, and is nothing to get back.
+        assert!((0..=share).contains(&ahead_after(1000 * MS, true)));
     }
 
     /// A turn lasts as long as nobody waits, and an engine need not end it before.
