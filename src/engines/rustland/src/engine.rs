@@ -131,6 +131,8 @@ struct Known {
     number: u64,
     /// The kernel has handed it over since its last turn began.
     handed: bool,
+    /// When that had been heard of.
+    arrived: u64,
     /// Its turn there is over, and the kernel does not know that yet.
     still_on: Option<CpuId>,
     /// It waits in the kernel's queue for that CPU, from where it cannot be called back.
@@ -154,6 +156,7 @@ impl Default for Known {
             decision: Decision::new(u64::MAX, 0),
             number: 0,
             handed: false,
+            arrived: 0,
             still_on: None,
             queued_for: None,
             overcharged: 0,
@@ -413,7 +416,7 @@ impl<B: Backend> Engine<B> {
             self.gone(task);
         }
         if let Some((task, exec)) = switch.next {
-            self.started(task, cpu, exec);
+            self.started(task, cpu, exec, switch.at);
         }
         // What is told next may be that it is urgent.
         let arrival = was_over.and_then(|(task, _)| arrived.take(task));
@@ -445,7 +448,12 @@ impl<B: Backend> Engine<B> {
     }
 
     /// A task runs.
-    fn started(&mut self, task: TaskId, cpu: CpuId, exec: u64) {
+    fn started(&mut self, task: TaskId, cpu: CpuId, exec: u64, at: u64) {
+        let known = self.world.known.get(&task);
+        if known.is_some_and(|known| known.handed && at <= known.arrived) {
+            // That is over: it wants a CPU again. This news was held up by a CPU that had begun to tell something.
+            return;
+        }
         if let Some(known) = self.world.known.get_mut(&task) {
             known.lost = 0;
         }
@@ -674,6 +682,7 @@ impl<B: Backend> Engine<B> {
         let known = self.world.known.entry(id).or_default();
         known.number = arrival.number;
         known.handed = true;
+        known.arrived = self.world.now;
         known.still_on = None;
         known.queued_for = None;
         if let Some(home) = known.home.filter(|home| allowed.contains(home)) {

@@ -667,12 +667,16 @@ mod random {
         running: Vec<Option<u32>>,
         /// Handed over to each CPU.
         handed: Vec<Vec<u32>>,
+        /// Who waits for the engine, with the number of the arrival: it knows no other.
+        asked: BTreeMap<u32, u64>,
         exec: BTreeMap<u32, u64>,
         /// Those that may run on one CPU only, and on which.
         bound: BTreeMap<u32, u32>,
         sleeping: BTreeSet<u32>,
         pending: Vec<Arrival>,
         news: Vec<News>,
+        /// A CPU has begun to tell something, and nothing behind that can be read.
+        is_held_up: bool,
         now: u64,
         numbers: u64,
     }
@@ -690,11 +694,13 @@ mod random {
                 engine: Engine::new(Box::<Latency>::default(), list, Host2::default()),
                 running: vec![None; cpus as usize],
                 handed: vec![Vec::new(); cpus as usize],
+                asked: BTreeMap::new(),
                 exec: BTreeMap::new(),
                 bound: BTreeMap::new(),
                 sleeping: (1..=tasks).collect(),
                 pending: Vec::new(),
                 news: Vec::new(),
+                is_held_up: false,
                 now: 1 << 30,
                 numbers: 0,
             }
@@ -702,6 +708,7 @@ mod random {
 
         fn arrive(&mut self, task: u32, woke: bool) {
             self.numbers += 1;
+            self.asked.insert(task, self.numbers);
             let bound = self.bound.get(&task);
             self.pending.push(Arrival {
                 task: TaskId(task),
@@ -750,12 +757,21 @@ mod random {
         fn decide(&mut self) {
             for _ in 0..10 {
                 let arrivals = std::mem::take(&mut self.pending);
-                let news = std::mem::take(&mut self.news);
+                let news = if self.is_held_up {
+                    Vec::new()
+                } else {
+                    std::mem::take(&mut self.news)
+                };
                 self.engine.pass(self.now, arrivals, &news);
                 let did = std::mem::take(&mut self.engine.backend().did);
                 for did in did {
                     match did {
-                        Did::Dispatch(task, cpu, _) => self.handed[cpu as usize].push(task),
+                        Did::Dispatch(task, cpu, number) => {
+                            if self.asked.get(&task) == Some(&number) {
+                                self.asked.remove(&task);
+                                self.handed[cpu as usize].push(task);
+                            }
+                        }
                         Did::Kick(cpu, how) => {
                             let cpu = cpu as usize;
                             let goes_on = self.handed[cpu].is_empty();
@@ -767,7 +783,7 @@ mod random {
                         Did::Tell(..) | Did::Waiting(_) => {}
                     }
                 }
-                if self.pending.is_empty() && self.news.is_empty() {
+                if self.pending.is_empty() && (self.is_held_up || self.news.is_empty()) {
                     return;
                 }
             }
@@ -805,6 +821,45 @@ mod random {
                 let runs = machine.running.iter().flatten().count();
                 let awake = tasks as usize - machine.sleeping.len();
                 prop_assert_eq!(runs, awake.min(cpus as usize), "of {} that want to", awake);
+            }
+        }
+
+        /// Nor is anybody lost where news comes late, and who wants a CPU is known before.
+        #[test]
+        fn who_arrives_before_older_news_is_not_forgotten(
+            cpus in 1u32..=3, tasks in 1u32..=6,
+            steps in prop::collection::vec((0u32..6, 0u32..8, 1u64..2_000_000), 1..100),
+        ) {
+            let mut machine = Machine::new(cpus, tasks);
+            for (what, which, ns) in steps {
+                machine.pass_time(ns);
+                let task = which % tasks + 1;
+                let cpu = (which % cpus) as usize;
+                match what {
+                    0 if machine.sleeping.remove(&task) => machine.arrive(task, true),
+                    1 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Sleeps),
+                    2 | 3 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Runnable),
+                    4 => machine.is_held_up = true,
+                    5 => machine.is_held_up = false,
+                    _ => {}
+                }
+                machine.decide();
+            }
+            machine.is_held_up = false;
+            machine.decide();
+            // What it takes to be expected is given up in time.
+            for _ in 0..600 {
+                machine.pass_time(MS);
+                machine.decide();
+            }
+            let runs = machine.running.iter().flatten().count();
+            let awake = tasks as usize - machine.sleeping.len();
+            prop_assert_eq!(runs, awake.min(cpus as usize), "of {} that want to", awake);
+            let world = &machine.engine.world;
+            for task in (1..=tasks).filter(|task| !machine.sleeping.contains(task)) {
+                let id = TaskId(task);
+                let is_known = world.queue.contains(id) || world.runs_on(id).is_some();
+                prop_assert!(is_known, "task {} is forgotten", task);
             }
         }
 
