@@ -358,6 +358,8 @@ impl Policy for Latency {
             t.running = None;
             t.verdict = Verdict::default();
             t.extra = false;
+            // Its VMM put it to sleep before it could.
+            t.has_finished &= turn.end != End::Slept;
         }
         if host.queue.is_empty() {
             self.cpus.entry(turn.cpu).or_default().boosted_since = None;
@@ -459,7 +461,7 @@ mod tests {
             urgency: None,
         };
         let cpus = one_cpu(cpu, None);
-        let slice_of = |vcpu| {
+        let slice_of = |vcpu, end| {
             let task = Task {
                 id: TaskId(1),
                 weight: Weight::DEFAULT,
@@ -483,19 +485,23 @@ mod tests {
                 began: MS,
                 ran: decision.slice(),
                 applied: decision.applied,
-                end: End::SliceEnded,
+                end,
             };
             policy.stopped(&task, &turn, &host);
             let next = policy.runnable(&task, Why::TurnEnded, &host);
             (decision.applied, decision.slice(), next.applied)
         };
+        let ends = End::SliceEnded;
         let once = (Applied::BoostIrq, MS, Applied::Baseline);
-        assert_eq!(slice_of(vcpu(true, None)), once);
+        assert_eq!(slice_of(vcpu(true, None), ends), once);
+        // Its VMM had to wait for something before it could finish.
+        let twice = (Applied::BoostIrq, MS, Applied::BoostIrq);
+        assert_eq!(slice_of(vcpu(true, None), End::Slept), twice);
         let budget = Limits::default().irq_budget;
         let interrupted = (Applied::BoostIrq, budget, Applied::BoostIrq);
-        assert_eq!(slice_of(vcpu(false, Some(waits))), interrupted);
-        assert_eq!(slice_of(vcpu(true, Some(waits))), interrupted);
-        assert_eq!(slice_of(vcpu(false, None)).0, Applied::Baseline);
+        assert_eq!(slice_of(vcpu(false, Some(waits)), ends), interrupted);
+        assert_eq!(slice_of(vcpu(true, Some(waits)), ends), interrupted);
+        assert_eq!(slice_of(vcpu(false, None), ends).0, Applied::Baseline);
     }
 
     /// As it was put ahead for an interrupt, it had a long turn. All that is left of that is a task switch to finish.

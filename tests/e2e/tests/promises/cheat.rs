@@ -104,48 +104,50 @@ fn tell_the_truth(pages: &GuestPages) -> Result<()> {
 
 #[test]
 fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
-    promise(|| {
-        let mut chain = Chain::start(ChainOptions::default())?;
-        let _load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
-        let pages = pages_of_nobody(&mut chain)?;
-        let hogs = Hog::start(HOGS)?;
-        for (name, lie) in LIES {
-            tell_the_truth(&pages)?;
-            let stop = AtomicBool::new(false);
-            let (used, overslept) = thread::scope(|scope| {
-                let liar = scope.spawn(|| {
-                    let mut words = Words(0x9e37_79b9_7f4a_7c15);
-                    while !stop.load(Ordering::Relaxed) {
-                        lie(&pages, &mut words)?;
-                        thread::sleep(Duration::from_micros(200));
-                    }
-                    Ok::<_, anyhow::Error>(())
-                });
-                thread::sleep(SETTLE);
-                let used = Used::during(&chain.vm.guest, &hogs, || Ok(overslept()));
-                stop.store(true, Ordering::Relaxed);
-                liar.join().expect("the liar does not panic")?;
-                used
-            })?;
-            chain.scheduler()?.check()?;
-            let most = if name == CAPRICE {
-                margins::OVERSLEPT_BESIDE_CAPRICE
-            } else {
-                margins::OVERSLEPT_BESIDE_LIAR
-            };
-            let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
-            println!(
-                "{name}: each vCPU {vcpu:.3} of its share, the least of the host's tasks {least:.3}, \
-                 one overslept {overslept:.1?}"
-            );
-            ensure!(
-                least >= margins::BESIDE_LIAR_SHARE && overslept <= most,
-                "{name}: the host's tasks at least {:.2}, at most {most:?}",
-                margins::BESIDE_LIAR_SHARE
-            );
-        }
-        Ok(())
-    })
+    promise(|| no_lie_gains_more_than_its_share(ChainOptions::default()))
+}
+
+pub fn no_lie_gains_more_than_its_share(options: ChainOptions) -> Result<()> {
+    let mut chain = Chain::start(options)?;
+    let _load = GuestLoad::start(&chain.vm.guest, [0, 1])?;
+    let pages = pages_of_nobody(&mut chain)?;
+    let hogs = Hog::start(HOGS)?;
+    for (name, lie) in LIES {
+        tell_the_truth(&pages)?;
+        let stop = AtomicBool::new(false);
+        let (used, overslept) = thread::scope(|scope| {
+            let liar = scope.spawn(|| {
+                let mut words = Words(0x9e37_79b9_7f4a_7c15);
+                while !stop.load(Ordering::Relaxed) {
+                    lie(&pages, &mut words)?;
+                    thread::sleep(Duration::from_micros(200));
+                }
+                Ok::<_, anyhow::Error>(())
+            });
+            thread::sleep(SETTLE);
+            let used = Used::during(&chain.vm.guest, &hogs, || Ok(overslept()));
+            stop.store(true, Ordering::Relaxed);
+            liar.join().expect("the liar does not panic")?;
+            used
+        })?;
+        chain.scheduler()?.check()?;
+        let most = if name == CAPRICE {
+            margins::OVERSLEPT_BESIDE_CAPRICE
+        } else {
+            margins::OVERSLEPT_BESIDE_LIAR
+        };
+        let (vcpu, least) = (used.share_of_vcpu(), used.least_share_of_host());
+        println!(
+            "{name}: each vCPU {vcpu:.3} of its share, the least of the host's tasks {least:.3}, \
+             one overslept {overslept:.1?}"
+        );
+        ensure!(
+            least >= margins::BESIDE_LIAR_SHARE && overslept <= most,
+            "{name}: the host's tasks at least {:.2}, at most {most:?}",
+            margins::BESIDE_LIAR_SHARE
+        );
+    }
+    Ok(())
 }
 
 /// By the pace of an emptier CPU everybody on a full one is owed time, and a liar would get all of it.

@@ -16,7 +16,7 @@ use pvsched_lab::hog::Hog;
 
 use crate::host::busy;
 use crate::vm::{endless_fifo, sum};
-use crate::{chain, config, placement, weights};
+use crate::{chain, cheat, config, placement, priority, weights};
 
 const RUSTLAND: [&str; 2] = ["--engine", "rustland"];
 
@@ -61,6 +61,16 @@ fn nice_values_in_a_guest_weigh_and_never_more_than_the_vcpu() -> Result<()> {
 #[test]
 fn a_vm_gets_no_boost_that_the_configuration_does_not_grant() -> Result<()> {
     promise(|| config::granted_class_counts(&RUSTLAND))
+}
+
+#[test]
+fn of_two_urgent_guests_the_one_with_the_higher_priority_goes_first() -> Result<()> {
+    promise(|| priority::higher_priority_goes_first(&RUSTLAND))
+}
+
+#[test]
+fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
+    promise(|| cheat::no_lie_gains_more_than_its_share(options()))
 }
 
 mod on_1_2_2 {

@@ -49,20 +49,22 @@ fn p90(sleeper: &Vm, priority: u32, worker: &Vm, of_worker: u32) -> Result<f64> 
     Ok(latencies?.p90() as f64)
 }
 
-/// The same two vCPUs on the same CPU; only the priorities change sides.
 #[test]
 fn of_two_urgent_guests_the_one_with_the_higher_priority_goes_first() -> Result<()> {
-    promise(|| {
-        let mut scheduler = Scheduler::start::<&str>(&[])?;
-        let (sleeper, worker) = (vm("sleeper")?, vm("worker")?);
-        let higher = p90(&sleeper, 80, &worker, 20)?;
-        let lower = p90(&sleeper, 20, &worker, 80)?;
-        scheduler.check()?;
-        println!("p90 with the higher priority {higher:.0} us, with the lower {lower:.0} us");
-        ensure!(
-            lower >= higher * margins::LOWER_PRIORITY_WAITS,
-            "with the higher priority {higher:.0} us, with the lower only {lower:.0} us"
-        );
-        scheduler.stop()
-    })
+    promise(|| higher_priority_goes_first(&[]))
+}
+
+/// The same two vCPUs on the same CPU; only the priorities change sides.
+pub fn higher_priority_goes_first(more: &[&str]) -> Result<()> {
+    let mut scheduler = Scheduler::start(more)?;
+    let (sleeper, worker) = (vm("sleeper")?, vm("worker")?);
+    let higher = p90(&sleeper, 80, &worker, 20)?;
+    let lower = p90(&sleeper, 20, &worker, 80)?;
+    scheduler.check()?;
+    println!("p90 with the higher priority {higher:.0} us, with the lower {lower:.0} us");
+    ensure!(
+        lower >= higher * margins::LOWER_PRIORITY_WAITS,
+        "with the higher priority {higher:.0} us, with the lower only {lower:.0} us"
+    );
+    scheduler.stop()
 }
