@@ -112,6 +112,7 @@ struct pv_task {
 	u64 unspent;		/* ns that it was charged and its cgroups not yet */
 	u64 part;		/* what cgroups leave of its weight, 0 not yet known */
 	s64 wanting;		/* the weight that they count for it, 0 while it sleeps */
+	u64 woke_exec;		/* of a thread of a CPU's own: the kernel's count as it woke up */
 
 	/* The rest is for vCPUs only. */
 	u64 base_vtime;		/* vtime as if its guest never lowered its weight: for budgets */
@@ -206,7 +207,7 @@ struct pv_home {
 
 struct pv_cpu {
 	u32 llc;
-	u32 rank;		/* of the vCPU that runs boosted, else 0 */
+	u32 rank;		/* of the vCPU that runs boosted, or RANK_KERNEL, else 0 */
 	u64 turn_at;		/* ns; when the turn that runs began */
 	u64 turn_end;		/* ns; end of the fair turn that runs, 0 none */
 	u64 guarded_until;	/* ns; until then no boost interrupts its fair turn */

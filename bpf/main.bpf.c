@@ -32,6 +32,23 @@ static inline bool is_per_cpu_kthread(struct task_struct *p)
 	return p->flags & PF_KTHREAD && p->nr_cpus_allowed == 1;
 }
 
+/*
+ * The kernel's per-CPU threads work for everybody on that CPU, so they come first there until they
+ * have used up a slice, also when somebody has interrupted them meanwhile. One that needs more is not
+ * in a hurry and queues like others. Returns what is left of it.
+ */
+static inline u64 left_of_kthread(struct task_struct *p, struct pv_task *t, u64 enq_flags)
+{
+	u64 ran;
+
+	if (!is_per_cpu_kthread(p))
+		return 0;
+	if (enq_flags & SCX_ENQ_WAKEUP)
+		t->woke_exec = p->se.sum_exec_runtime;
+	ran = p->se.sum_exec_runtime - t->woke_exec;
+	return ran < slice_min_ns ? slice_min_ns - ran : 0;
+}
+
 static inline u32 llc_of_cpu(s32 cpu)
 {
 	u32 llc = 0;
@@ -66,8 +83,8 @@ s32 BPF_STRUCT_OPS(pvsched_select_cpu, struct task_struct *p, s32 prev_cpu, u64 
 	return cpu;
 }
 
-static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu, s32 home,
-				   u32 verdict, u64 now, u64 enq_flags)
+static __always_inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32 cpu,
+					    s32 home, u32 verdict, u64 now, u64 enq_flags)
 {
 	u32 rank = VERDICT_RANK(verdict);
 	s32 target;
@@ -81,6 +98,9 @@ static inline void enqueue_boosted(struct task_struct *p, struct pv_task *t, s32
 	if (kick_idle(p, home))
 		return;
 	target = cpu_to_take(p, cpu, home, rank, now);
+	/* Who interrupts its turn comes first, and is not running yet. */
+	if (target == cpu && !(enq_flags & SCX_ENQ_WAKEUP) && anybody_is_next(cpu))
+		return;
 	if (may_take(p, target, rank, now)) {
 		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 		COUNT(preempted);
@@ -104,14 +124,10 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
-	/*
-	 * The kernel's per-CPU threads work for everybody on that CPU. One
-	 * that has used up a slice is not in a hurry and queues like others.
-	 */
-	if (is_per_cpu_kthread(p) && enq_flags & SCX_ENQ_WAKEUP) {
+	slice = left_of_kthread(p, t, enq_flags);
+	if (slice) {
 		COUNT(enqueued_kthread);
-		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | cpu, slice_min_ns,
-				   enq_flags | SCX_ENQ_PREEMPT);
+		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL_ON | cpu, slice, enq_flags | SCX_ENQ_PREEMPT);
 		return;
 	}
 
@@ -484,6 +500,8 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	turn_begin(c, t, p->scx.weight, now);
 	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
+	if (is_per_cpu_kthread(p) && p->scx.slice <= slice_min_ns)
+		WRITE_ONCE(c->rank, RANK_KERNEL);
 
 	/* An extra turn that nobody waits for is a fair one. */
 	if (t->extra_turn && waits) {

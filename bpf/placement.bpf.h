@@ -13,6 +13,9 @@
 
 #include "queues.bpf.h"
 
+/* Of a CPU whose own kernel thread has its first slice: nobody interrupts that, as it is soon over. */
+#define RANK_KERNEL	(PV_RANK_MAX + 1)
+
 /* Whether @cpu runs something that a vCPU of @rank may interrupt. */
 static inline bool may_take(struct task_struct *p, s32 cpu, u32 rank, u64 now)
 {
@@ -98,6 +101,9 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 		return;
 	}
 	post(c, BPF_CORE_READ(p, pid));
+	/* It looks when that turn is over. */
+	if (READ_ONCE(c->rank) == RANK_KERNEL)
+		return;
 	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 	COUNT(preempted);
 	EVENT(PREEMPT, t->tid, target, rank);

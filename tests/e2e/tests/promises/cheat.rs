@@ -1,5 +1,6 @@
 //! A guest that lies in its pages gains nothing by it, and delays nobody.
 
+use std::fs;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -7,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 use pvsched_e2e::guest_pages::GuestPages;
-use pvsched_e2e::{host, margins, promise};
+use pvsched_e2e::{eventually, host, margins, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
 use pvsched_lab::hog::Hog;
 use pvsched_lab::latency::GuestLoad;
 use scx_pvsched::abi;
+use scx_pvsched::scheduler::realtime::Urgent;
 
 use crate::host::{busy, times};
-use crate::vm::Used;
+use crate::vm::{sum, Used};
 
 const SETTLE: Duration = Duration::from_secs(2);
 const DURATION: Duration = Duration::from_secs(10);
@@ -193,4 +195,53 @@ fn a_lie_gains_nothing_on_a_cpu_that_is_busier_than_another() -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// How long the kernel waits for a thread of each CPU's own to run, again and again; the ninth longest of ten.
+fn wait_for_kernel_threads() -> Result<Duration> {
+    const ROUNDS: usize = 150;
+    // Else it would wait for its own turn.
+    let _urgent = Urgent::begin()?;
+    let mut waits = Vec::new();
+    for _ in 0..ROUNDS {
+        thread::sleep(Duration::from_millis(13));
+        let asked = Instant::now();
+        // Has a worker of each CPU count what happened there, and returns when all have: schedule_on_each_cpu().
+        fs::write("/proc/sys/vm/stat_refresh", "1")?;
+        waits.push(asked.elapsed());
+    }
+    waits.sort_unstable();
+    Ok(waits[ROUNDS * 9 / 10])
+}
+
+#[test]
+fn a_cpus_own_kernel_threads_do_not_wait_for_urgent_guests() -> Result<()> {
+    promise(|| kernel_threads_come_first(ChainOptions::default()))
+}
+
+/// The kernel's work for everybody on a CPU is done by threads that may run nowhere else.
+pub fn kernel_threads_come_first(options: ChainOptions) -> Result<()> {
+    let mut chain = Chain::start(options)?;
+    let idle = wait_for_kernel_threads()?;
+    let _hogs = Hog::start(HOGS)?;
+    let mut work = Vec::new();
+    for cpu in [0, 1] {
+        let bursts = format!("exec taskset -c {cpu} chrt -f 50 pvsched-lab burn 30 70");
+        work.push(chain.vm.guest.spawn(&bursts)?);
+    }
+    eventually("boosts", margins::AT_ONCE, || {
+        let stats = chain.scheduler()?.stats()?;
+        Ok((sum(&stats, "boosts_task") > 10).then_some(()))
+    })?;
+    let before = sum(&chain.scheduler()?.stats()?, "boosts_task");
+    let busy = wait_for_kernel_threads()?;
+    let boosts = sum(&chain.scheduler()?.stats()?, "boosts_task") - before;
+    chain.scheduler()?.check()?;
+    println!("{idle:.1?} on the idle host, {busy:.1?} on the busy one, in which there were {boosts} boosts");
+    ensure!(boosts > 0, "nobody was boosted meanwhile");
+    ensure!(
+        busy < idle + margins::KERNEL_THREADS_WAIT,
+        "kernel threads waited for {busy:.1?}, and for {idle:.1?} on the idle host"
+    );
+    Ok(())
 }

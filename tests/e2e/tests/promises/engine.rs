@@ -73,6 +73,11 @@ fn no_lie_in_its_pages_gains_a_guest_more_than_its_share() -> Result<()> {
     promise(|| cheat::no_lie_gains_more_than_its_share(options()))
 }
 
+#[test]
+fn a_cpus_own_kernel_threads_do_not_wait_for_urgent_guests() -> Result<()> {
+    promise(|| cheat::kernel_threads_come_first(options()))
+}
+
 mod on_1_2_2 {
     use super::*;
 
