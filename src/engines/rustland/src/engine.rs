@@ -13,16 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use scx_pvsched::abi;
 use scx_pvsched::policy::{
-    Applied, Cpu, CpuId, Decision, End, Host, Policy, Queue, Reaction, Task, TaskId, Turn, Weight,
-    Why,
+    Applied, Cpu, CpuId, Decision, End, Policy, Queue, Reaction, Task, TaskId, Turn, Weight, Why,
 };
 
 use crate::news::{Ends, News, Switch, Told};
+use crate::world::{Arrived, Running, World};
 
-/// An expected turn that has not begun within this time is asked for again, and then each time after
-/// twice as long: the backend takes one decision whenever a CPU looks, and perhaps another CPU's.
-const AGAIN: u64 = 500_000;
-/// How often. After that it has got lost: its task has left for another scheduling class, for instance.
+/// How often an expected turn is asked for again. After that it has got lost: its task has left for another
+/// scheduling class, for instance.
 const AGAINS: u32 = 7;
 /// How often a task whose turns get lost is handed over anew. Where the kernel has it, that does nothing.
 const ANEWS: u32 = 1;
@@ -95,165 +93,6 @@ pub struct Counts {
     pub fair: u64,
     pub boosted: u64,
     pub preempted: u64,
-}
-
-/// A turn that goes on, or is expected.
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    task: TaskId,
-    began: u64,
-    /// CPU time that the task had had by then, and has had by now; `None` while it is expected.
-    exec: Option<(u64, u64)>,
-    slice: u64,
-    applied: Applied,
-    /// Somebody has waited for it.
-    contested: bool,
-    /// How its CPU was asked for it, when, and how often again.
-    kick: Kick,
-    asked: u64,
-    again: u32,
-}
-
-impl Running {
-    /// When it is to be asked for again, while it is expected.
-    fn ask_again_at(&self) -> u64 {
-        self.asked + (AGAIN << self.again)
-    }
-}
-
-/// What is kept of a task beside what a policy sees.
-#[derive(Clone, Debug)]
-struct Known {
-    /// Of its last turn.
-    end: End,
-    /// What it was last given a turn by.
-    decision: Decision,
-    number: u64,
-    /// The kernel has handed it over since its last turn began.
-    handed: bool,
-    /// When that had been heard of.
-    arrived: u64,
-    /// Its turn there is over, and the kernel does not know that yet.
-    still_on: Option<CpuId>,
-    /// It waits in the kernel's queue for that CPU, from where it cannot be called back.
-    queued_for: Option<CpuId>,
-    /// CPU time that it was charged beyond what it had, as far as is known by now; negative if it had more.
-    overcharged: i64,
-    /// When its last turn ended before the kernel told: the CPU time it was taken to have had.
-    assumed: Option<u64>,
-    home: Option<CpuId>,
-    observed: bool,
-    /// What its guest was told last, and how far ahead of its share it was then; to be told again if `None`.
-    told: Option<(u64, u64)>,
-    /// How many of its turns have got lost since the last one that began.
-    lost: u32,
-}
-
-impl Default for Known {
-    fn default() -> Self {
-        Self {
-            end: End::Slept,
-            decision: Decision::new(u64::MAX, 0),
-            number: 0,
-            handed: false,
-            arrived: 0,
-            still_on: None,
-            queued_for: None,
-            overcharged: 0,
-            assumed: None,
-            home: None,
-            observed: false,
-            told: None,
-            lost: 0,
-        }
-    }
-}
-
-/// Who wants a CPU, until the news of how each has lost its last one.
-#[derive(Default)]
-struct Arrived {
-    arrivals: HashMap<TaskId, Arrival>,
-    /// Which of the news is the last that names each.
-    last: HashMap<TaskId, usize>,
-    /// The one that is looked at.
-    at: usize,
-}
-
-impl Arrived {
-    fn expect(&mut self, news: &[News]) {
-        for (at, news) in news.iter().enumerate() {
-            let News::Switch(switch) = news else { continue };
-            for (task, _) in switch.prev.iter().chain(&switch.next) {
-                if self.arrivals.contains_key(task) {
-                    self.last.insert(*task, at);
-                }
-            }
-        }
-    }
-
-    /// The arrival of a task whose turn is over by now. Not if it gets or loses a CPU again later on: the
-    /// kernel's own scheduler gave it that, as there is news from before the kernel handed over any task.
-    fn take(&mut self, task: TaskId) -> Option<Arrival> {
-        let later = self.last.get(&task).is_some_and(|at| *at > self.at);
-        (!later).then(|| self.arrivals.remove(&task)).flatten()
-    }
-}
-
-/// All but the policy.
-struct World {
-    now: u64,
-    cpus: Vec<Cpu>,
-    all: BTreeSet<CpuId>,
-    tasks: BTreeMap<TaskId, Task>,
-    known: HashMap<TaskId, Known>,
-    queue: Queue,
-    turns: BTreeMap<CpuId, Running>,
-    counts: Counts,
-    /// Where this runs.
-    here: Option<CpuId>,
-}
-
-impl World {
-    fn host(&self) -> Host<'_> {
-        Host {
-            now: self.now,
-            cpus: &self.cpus,
-            tasks: &self.tasks,
-            queue: &self.queue,
-            engine: self.here,
-        }
-    }
-
-    fn set_running(&mut self, cpu: CpuId, task: Option<TaskId>) {
-        if let Some(cpu) = self.cpus.iter_mut().find(|one| one.id == cpu) {
-            cpu.running = task;
-        }
-    }
-
-    /// Whether the kernel has handed over a task, or has it on that CPU.
-    fn can_be_given(&self, id: TaskId, cpu: CpuId) -> bool {
-        self.known.get(&id).is_some_and(|known| {
-            let is_there = [known.still_on, known.queued_for].contains(&Some(cpu));
-            known.handed || is_there
-        })
-    }
-
-    /// The first in the queue that can be given to a CPU.
-    fn first(&self, cpu: CpuId) -> Option<(TaskId, Decision)> {
-        self.queue.iter().find(|(id, decision)| {
-            let task = self.tasks.get(id);
-            self.can_be_given(*id, cpu)
-                && decision.cpu.is_none_or(|only| only == cpu)
-                && task.is_some_and(|task| task.allowed.contains(&cpu))
-        })
-    }
-
-    fn runs_on(&self, task: TaskId) -> Option<CpuId> {
-        let mut turns = self.turns.iter();
-        turns
-            .find(|(_, turn)| turn.task == task)
-            .map(|(cpu, _)| *cpu)
-    }
 }
 
 /// See the [module](self).

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use scx_pvsched::policy::Vcpu;
+use scx_pvsched::policy::{Host, Vcpu};
 
 use super::*;
 
