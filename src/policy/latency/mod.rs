@@ -432,6 +432,31 @@ mod tests {
         assert!(had.abs_diff(200 * MS) < 20 * MS, "{had} of 400 ms");
     }
 
+    /// May run there only.
+    fn task_on(cpu: CpuId, id: u32, vcpu: Option<Vcpu>) -> Task {
+        Task {
+            id: TaskId(id),
+            weight: Weight::DEFAULT,
+            allowed: [cpu].into(),
+            last_cpu: cpu,
+            vcpu,
+        }
+    }
+
+    fn vcpu(current: Urgency, critical: bool, interrupt: Option<Interrupt>) -> Vcpu {
+        Vcpu {
+            vm: VmId(1),
+            published: Some(Published {
+                current,
+                critical,
+                ..Published::default()
+            }),
+            interrupt,
+            limits: Limits::default(),
+            role: Role::None,
+        }
+    }
+
     fn one_cpu(id: CpuId, running: Option<TaskId>) -> [Cpu; 1] {
         [Cpu {
             id,
@@ -445,30 +470,14 @@ mod tests {
     #[test]
     fn a_vcpu_in_the_middle_of_an_interrupt_is_soon_looked_at_again() {
         let cpu = CpuId(0);
-        let vcpu = |critical, interrupt| Vcpu {
-            vm: VmId(1),
-            published: Some(Published {
-                current: Urgency::NORMAL,
-                critical,
-                ..Published::default()
-            }),
-            interrupt,
-            limits: Limits::default(),
-            role: Role::None,
-        };
+        let vcpu = |critical, interrupt| vcpu(Urgency::NORMAL, critical, interrupt);
         let waits = Interrupt {
             since: 0,
             urgency: None,
         };
         let cpus = one_cpu(cpu, None);
         let slice_of = |vcpu, end| {
-            let task = Task {
-                id: TaskId(1),
-                weight: Weight::DEFAULT,
-                allowed: [cpu].into(),
-                last_cpu: cpu,
-                vcpu: Some(vcpu),
-            };
+            let task = task_on(cpu, 1, Some(vcpu));
             let host = Host {
                 now: MS,
                 cpus: &cpus,
@@ -508,24 +517,8 @@ mod tests {
     #[test]
     fn a_boosted_turn_is_cut_to_what_its_reason_is_worth_by_now() {
         let cpu = CpuId(0);
-        let vcpu = |interrupt| Vcpu {
-            vm: VmId(1),
-            published: Some(Published {
-                current: Urgency::NORMAL,
-                critical: true,
-                ..Published::default()
-            }),
-            interrupt,
-            limits: Limits::default(),
-            role: Role::None,
-        };
-        let task = |id, vcpu| Task {
-            id: TaskId(id),
-            weight: Weight::DEFAULT,
-            allowed: [cpu].into(),
-            last_cpu: cpu,
-            vcpu,
-        };
+        let vcpu = |interrupt| vcpu(Urgency::NORMAL, true, interrupt);
+        let task = |id, vcpu| task_on(cpu, id, vcpu);
         let waits = Interrupt {
             since: 0,
             urgency: None,
@@ -554,20 +547,8 @@ mod tests {
     #[test]
     fn what_comes_between_is_not_charged_to_a_turn_that_a_hint_came_in() {
         let cpu = CpuId(0);
-        let task = |id, vcpu| Task {
-            id: TaskId(id),
-            weight: Weight::DEFAULT,
-            allowed: [cpu].into(),
-            last_cpu: cpu,
-            vcpu,
-        };
-        let vcpu = Vcpu {
-            vm: VmId(1),
-            published: Some(Published::default()),
-            interrupt: None,
-            limits: Limits::default(),
-            role: Role::None,
-        };
+        let task = |id, vcpu| task_on(cpu, id, vcpu);
+        let vcpu = vcpu(Urgency::NORMAL, false, None);
         let (vcpu, other) = (task(1, Some(vcpu)), task(2, None));
         let cpus = one_cpu(cpu, Some(vcpu.id));
         let tasks = BTreeMap::from([(vcpu.id, vcpu.clone()), (other.id, other.clone())]);
@@ -613,22 +594,8 @@ mod tests {
     #[test]
     fn an_urgent_vcpu_that_nobody_waits_for_is_not_ahead() {
         let cpu = CpuId(0);
-        let task = Task {
-            id: TaskId(1),
-            weight: Weight::DEFAULT,
-            allowed: [cpu].into(),
-            last_cpu: cpu,
-            vcpu: Some(Vcpu {
-                vm: VmId(1),
-                published: Some(Published {
-                    current: Urgency::realtime(50),
-                    ..Published::default()
-                }),
-                interrupt: None,
-                limits: Limits::default(),
-                role: Role::None,
-            }),
-        };
+        let urgent = vcpu(Urgency::realtime(50), false, None);
+        let task = task_on(cpu, 1, Some(urgent));
         let mut policy = Latency::default();
         let queue = Queue::default();
         let cpus = one_cpu(cpu, Some(task.id));

@@ -790,6 +790,19 @@ mod random {
             panic!("it does not come to rest");
         }
 
+        /// A task wakes up (0), or the one on a CPU sleeps (1) or has to leave (2), if there is one.
+        fn happens(&mut self, what: u32, which: u32, tasks: u32) {
+            let task = which % tasks + 1;
+            let cpu = which as usize % self.running.len();
+            match what {
+                0 if self.sleeping.remove(&task) => self.arrive(task, true),
+                1 if self.running[cpu].is_some() => self.schedule(cpu, Ends::Sleeps),
+                // The kernel has its own reasons.
+                2 if self.running[cpu].is_some() => self.schedule(cpu, Ends::Runnable),
+                _ => {}
+            }
+        }
+
         fn pass_time(&mut self, ns: u64) {
             self.now += ns;
             for task in self.running.iter().flatten() {
@@ -808,15 +821,7 @@ mod random {
             let mut machine = Machine::new(cpus, tasks);
             for (what, which, ns) in steps {
                 machine.pass_time(ns);
-                let task = which % tasks + 1;
-                let cpu = (which % cpus) as usize;
-                match what {
-                    0 if machine.sleeping.remove(&task) => machine.arrive(task, true),
-                    1 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Sleeps),
-                    // The kernel has its own reasons.
-                    2 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Runnable),
-                    _ => {}
-                }
+                machine.happens(what, which, tasks);
                 machine.decide();
                 let runs = machine.running.iter().flatten().count();
                 let awake = tasks as usize - machine.sleeping.len();
@@ -833,15 +838,10 @@ mod random {
             let mut machine = Machine::new(cpus, tasks);
             for (what, which, ns) in steps {
                 machine.pass_time(ns);
-                let task = which % tasks + 1;
-                let cpu = (which % cpus) as usize;
                 match what {
-                    0 if machine.sleeping.remove(&task) => machine.arrive(task, true),
-                    1 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Sleeps),
-                    2 | 3 if machine.running[cpu].is_some() => machine.schedule(cpu, Ends::Runnable),
                     4 => machine.is_held_up = true,
                     5 => machine.is_held_up = false,
-                    _ => {}
+                    _ => machine.happens(what, which, tasks),
                 }
                 machine.decide();
             }
