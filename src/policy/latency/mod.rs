@@ -457,6 +457,21 @@ mod tests {
         }
     }
 
+    fn host<'a>(
+        now: u64,
+        cpus: &'a [Cpu],
+        tasks: &'a BTreeMap<TaskId, Task>,
+        queue: &'a Queue,
+    ) -> Host<'a> {
+        Host {
+            now,
+            cpus,
+            tasks,
+            queue,
+            engine: None,
+        }
+    }
+
     fn one_cpu(id: CpuId, running: Option<TaskId>) -> [Cpu; 1] {
         [Cpu {
             id,
@@ -478,13 +493,9 @@ mod tests {
         let cpus = one_cpu(cpu, None);
         let slice_of = |vcpu, end| {
             let task = task_on(cpu, 1, Some(vcpu));
-            let host = Host {
-                now: MS,
-                cpus: &cpus,
-                tasks: &BTreeMap::from([(task.id, task.clone())]),
-                queue: &Queue::default(),
-                engine: None,
-            };
+            let tasks = BTreeMap::from([(task.id, task.clone())]);
+            let queue = Queue::default();
+            let host = host(MS, &cpus, &tasks, &queue);
             let mut policy = Latency::default();
             let decision = policy.runnable(&task, Why::TurnEnded, &host);
             policy.started(&task, cpu, &decision, &host);
@@ -530,13 +541,7 @@ mod tests {
         let tasks = BTreeMap::from([(before.id, before.clone()), (other.id, other.clone())]);
         let mut queue = Queue::default();
         queue.insert(other.id, Decision::new(FAIR, MS));
-        let host = |now| Host {
-            now,
-            cpus: &cpus,
-            tasks: &tasks,
-            queue: &queue,
-            engine: None,
-        };
+        let host = |now| host(now, &cpus, &tasks, &queue);
         let decision = policy.runnable(&before, Why::TurnEnded, &host(0));
         policy.started(&before, cpu, &decision, &host(0));
         assert_eq!(policy.hint(&before, &host(MS / 10)), Reaction::Stay);
@@ -555,13 +560,7 @@ mod tests {
         let nobody = Queue::default();
         let mut somebody = Queue::default();
         somebody.insert(other.id, Decision::new(FAIR, MS));
-        let host = |now, queue| Host {
-            now,
-            cpus: &cpus,
-            tasks: &tasks,
-            queue,
-            engine: None,
-        };
+        let host = |now, queue| host(now, &cpus, &tasks, queue);
         let ahead_after = |alone: u64, hint: bool| {
             let mut policy = Latency::default();
             let now = alone + 2 * MS;
@@ -600,13 +599,7 @@ mod tests {
         let queue = Queue::default();
         let cpus = one_cpu(cpu, Some(task.id));
         let tasks = BTreeMap::from([(task.id, task.clone())]);
-        let host = |now| Host {
-            now,
-            cpus: &cpus,
-            tasks: &tasks,
-            queue: &queue,
-            engine: None,
-        };
+        let host = |now| host(now, &cpus, &tasks, &queue);
         let decision = policy.runnable(&task, Why::Woke, &host(0));
         policy.started(&task, cpu, &decision, &host(0));
         // Longer than its budget.
