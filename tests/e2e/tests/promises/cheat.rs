@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use pvsched_e2e::guest_pages::GuestPages;
 use pvsched_e2e::{eventually, host, margins, promise};
 use pvsched_lab::chain::{Chain, ChainOptions};
@@ -16,7 +16,7 @@ use scx_pvsched::abi;
 use scx_pvsched::scheduler::realtime::Urgent;
 
 use crate::host::{busy, times};
-use crate::vm::{sum, Used};
+use crate::vm::Used;
 
 const SETTLE: Duration = Duration::from_secs(2);
 const DURATION: Duration = Duration::from_secs(10);
@@ -229,15 +229,23 @@ pub fn kernel_threads_come_first(options: ChainOptions) -> Result<()> {
         let bursts = format!("exec taskset -c {cpu} chrt -f 50 pvsched-lab burn 30 70");
         work.push(chain.vm.guest.spawn(&bursts)?);
     }
-    eventually("boosts", margins::AT_ONCE, || {
+    let boosted = |chain: &mut Chain| -> Result<u64> {
         let stats = chain.scheduler()?.stats()?;
-        Ok((sum(&stats, "boosts_task") > 10).then_some(()))
+        stats["enqueued_boost"]
+            .as_u64()
+            .context("it does not count boosted turns")
+    };
+    let before = boosted(&mut chain)?;
+    eventually("boosts", margins::AT_ONCE, || {
+        Ok((boosted(&mut chain)? > before + 10).then_some(()))
     })?;
-    let before = sum(&chain.scheduler()?.stats()?, "boosts_task");
+    let before = boosted(&mut chain)?;
     let busy = wait_for_kernel_threads()?;
-    let boosts = sum(&chain.scheduler()?.stats()?, "boosts_task") - before;
+    let boosts = boosted(&mut chain)? - before;
     chain.scheduler()?.check()?;
-    println!("{idle:.1?} on the idle host, {busy:.1?} on the busy one, in which there were {boosts} boosts");
+    println!(
+        "{idle:.1?} on the idle host, {busy:.1?} on the busy one, with {boosts} boosted turns"
+    );
     ensure!(boosts > 0, "nobody was boosted meanwhile");
     ensure!(
         busy < idle + margins::KERNEL_THREADS_WAIT,
