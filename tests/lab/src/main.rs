@@ -120,6 +120,12 @@ enum Action {
         /// Milliseconds
         duration: u64,
     },
+    /// Inside a guest: be busy, and tell how much work was done per second
+    #[command(hide = true)]
+    Spare {
+        /// Milliseconds
+        duration: u64,
+    },
     /// Inside a guest: a byte to and fro between two processes; tells how often per second
     #[command(hide = true)]
     RoundTrips {
@@ -274,6 +280,7 @@ fn act(action: Action) -> Result<u8> {
         Action::Bench(args) => return benchmark(args),
         Action::Echo => bench::echo::serve()?,
         Action::Periods { duration } => bench::audio::serve(Duration::from_millis(duration))?,
+        Action::Spare { duration } => bench::needs::serve(Duration::from_millis(duration))?,
         Action::RoundTrips { duration } => {
             println!("{}", bench::echo::rate(Duration::from_millis(duration))?);
         }

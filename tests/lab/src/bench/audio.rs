@@ -8,8 +8,10 @@ use nix::sys::time::TimeValLike;
 use nix::time::{clock_gettime, clock_nanosleep, ClockId, ClockNanosleepFlags};
 use serde::{Deserialize, Serialize};
 
-use super::measure::{Better, Metric, Outcome, Scene};
+use super::measure::{Better, Metric, Outcome, Results, Scene};
+use super::needs;
 use super::stage::Used;
+use crate::guest::Guest;
 use crate::hog::Hog;
 use crate::priority::{set_policy, Policy};
 
@@ -29,6 +31,8 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 /// A tenth of the best peer's is asked for.
 const MISSED: Metric = Metric::new("missed", "/min", Better::Lower).at_least(10.0);
+/// Of the vCPU, on an idle host; a half is its share beside the host tasks.
+const NEEDS: Metric = Metric::new("needs", "CPUs", Better::Lower);
 
 /// What happened in the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,22 +87,31 @@ pub fn serve(duration: Duration) -> Result<()> {
     Ok(())
 }
 
-pub fn measure(scene: &mut Scene) -> Result<Outcome> {
-    let guest = scene.stage.guest(scene.contender)?;
-    let duration = scene.scale.duration(DURATION);
-    // One for each CPU, so that a vCPU's share is half of one.
-    let hogs = Hog::start(scene.hogs() / 2)?;
+fn run(guest: &Guest, duration: Duration) -> Result<Periods> {
     let command = format!(
         "exec taskset -c 1 pvsched-lab periods {}",
         duration.as_millis()
     );
-    let (_, text) = Used::during(guest, &hogs, || {
-        guest.exec(&command, duration + MARGIN)?.ok()
-    })?;
+    let text = guest.exec(&command, duration + MARGIN)?.ok()?;
     let periods: Periods =
         serde_json::from_str(text.trim()).with_context(|| format!("the guest said {text:?}"))?;
     ensure!(periods.all > 0, "not a single period went by");
-    Ok(vec![(MISSED, periods.missed_per_minute(PERIOD))].into())
+    Ok(periods)
+}
+
+pub fn measure(scene: &mut Scene) -> Result<Outcome> {
+    let guest = scene.stage.guest(scene.contender)?;
+    // One for each CPU, so that a vCPU's share is half of one.
+    let hogs = Hog::start(scene.hogs() / 2)?;
+    let duration = scene.scale.duration(DURATION);
+    let (used, periods) = Used::during(guest, &hogs, || run(guest, duration))?;
+    let mut results: Results = vec![(MISSED, periods.missed_per_minute(PERIOD))];
+    if scene.hogs() == 0 {
+        results.push((NEEDS, needs::of(guest, || run(guest, needs::WHOLE))?.0));
+    } else {
+        results.extend(used.results());
+    }
+    Ok(results.into())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! - who: [`contender`] runs any of them, [`peers`] builds those of others, [`stage`] has the guests
 //! - of guests: [`wakeup`], [`audio`], [`requests`], [`entry`], [`shares`], [`neighbours`]
 //! - of the host's tasks alone: [`programs`], [`echo`], [`messages`], [`compile`]
+//! - what stands in the way: [`needs`], the CPU time that some of these take whoever schedules
 //! - what it costs: [`decision`] with [`bpf_programs`], [`agent`], [`boost`], and how that [`growth`] grows
 //! - how: [`options`], [`rounds`], [`record`] (also of an interrupted run), and [`machine`], which tells
 //!   whether the machine was left alone
@@ -29,6 +30,7 @@ mod growth;
 pub mod machine;
 mod measure;
 mod messages;
+pub mod needs;
 mod neighbours;
 mod options;
 pub mod page;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::measure::{Better, Metric, Outcome, Scene, RATE};
+use super::needs;
 use super::stage::Used;
 use crate::guest::Guest;
 use crate::hog::Hog;
@@ -50,6 +51,8 @@ const HEADER: usize = 8;
 const REQUEST_P50: Metric = Metric::new("answer p50", "us", Better::Lower);
 const REQUEST_P99: Metric = Metric::new("answer p99", "us", Better::Lower).at_least(3.0);
 const LOST: Metric = Metric::new("lost", "requests", Better::Lower);
+/// CPU time of the guest for an answer, on an idle host.
+const NEEDS: Metric = Metric::new("needs", "ms", Better::Lower);
 
 /// Starts the server in a guest with a network, and sees that it answers.
 pub fn serve(guest: &Guest) -> Result<()> {
@@ -189,7 +192,7 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     let guest = scene.stage.guest(scene.contender)?;
     let mut asking = Asking::new(guest.network()?);
     let hogs = Hog::start(scene.hogs())?;
-    let (_, (times, rate)) = Used::during(guest, &hogs, || {
+    let (used, (times, rate)) = Used::during(guest, &hogs, || {
         let _urgent = Urgent::new()?;
         asking.paced(WARM_UP)?;
         asking.lost = 0;
@@ -200,13 +203,23 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     ensure!(rate > 0.0, "not a single request was answered in the end");
     #[allow(clippy::cast_precision_loss)]
     let us = |us: u64| us as f64;
+    let mut results = vec![
+        (REQUEST_P50, us(times.p50())),
+        (REQUEST_P99, us(times.p99())),
+        (RATE, rate),
+        (LOST, f64::from(asking.lost)),
+    ];
+    if scene.hogs() == 0 {
+        let (cpus, rate) = needs::of(guest, || {
+            let _urgent = Urgent::new()?;
+            asking.saturated(needs::WHOLE)
+        })?;
+        results.push((NEEDS, 1e3 * cpus / rate));
+    } else {
+        results.extend(used.results());
+    }
     Ok(Outcome {
-        results: vec![
-            (REQUEST_P50, us(times.p50())),
-            (REQUEST_P99, us(times.p99())),
-            (RATE, rate),
-            (LOST, f64::from(asking.lost)),
-        ],
+        results,
         latency: Some(times),
     })
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::contender::{Contender, Running};
+use super::measure::{Results, HOST_SHARE, VM_SHARE};
 use super::requests;
 use crate::chain::{Vm, VmOptions};
 use crate::guest::Guest;
@@ -231,6 +232,12 @@ impl Used {
         let fair = all.clone().sum::<f64>() / all.count() as f64;
         let of = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64 / fair;
         (of(&self.vcpus), of(&self.host))
+    }
+
+    /// These, for the report.
+    pub fn results(&self) -> Results {
+        let (vcpus, host) = self.shares();
+        vec![(HOST_SHARE, host), (VM_SHARE, vcpus)]
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{ensure, Result};
 
-use super::measure::{Outcome, Results, Scene, GUEST_P99, HOST_SHARE, MAX, P50, P90, VM_SHARE};
+use super::measure::{Outcome, Results, Scene, GUEST_P99, MAX, P50, P90};
 use super::stage::Used;
 use crate::hog::Hog;
 use crate::latency::{phase_of_round, Cyclictest, Histogram};
@@ -30,10 +30,7 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     let (used, latency) = Used::during(guest, &hogs, || cyclictest.run(guest))?;
     let mut outcome = outcome(&latency, cyclictest.interval)?;
     if scene.hogs() > 0 {
-        let (vcpus, host) = used.shares();
-        outcome
-            .results
-            .extend([(HOST_SHARE, host), (VM_SHARE, vcpus)]);
+        outcome.results.extend(used.results());
     }
     Ok(outcome)
 }

@@ -1,0 +1,106 @@
+//! How much of its CPUs something in a guest takes, with all that comes with it: interrupts, exits from
+//! guest mode, what caches lost. A scheduler that is fair gives no vCPU more than its share, so where
+//! this is more than that, no such scheduler can have it done in time.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::stage::{vcpu_times, VCPUS};
+use crate::guest::Guest;
+use crate::hog::Hog;
+
+/// From the start of what is measured, and of who measures, to all of it at work.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long what is left is counted.
+pub const COUNTED: Duration = Duration::from_secs(3);
+
+/// As long as something has to go on for its needs to be measured.
+pub const WHOLE: Duration = Duration::from_secs(5);
+
+/// For the start and end of a program beside something urgent.
+const MARGIN: Duration = Duration::from_secs(60);
+
+/// Inside a guest: does work on this CPU as an ordinary task, and prints how much per second.
+///
+/// # Errors
+/// When no thread can be started.
+pub fn serve(duration: Duration) -> Result<()> {
+    let hog = Hog::start(1)?;
+    std::thread::sleep(SETTLE);
+    let before = hog.progress();
+    std::thread::sleep(duration);
+    println!("{}", hog.progress().since(&before).rate());
+    Ok(())
+}
+
+/// What ordinary tasks had, one for each of a guest's CPUs.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// CPUs that the vCPUs had.
+    cpus: f64,
+    /// Work per second of their time.
+    work: f64,
+}
+
+impl Left {
+    fn measure<T>(guest: &Guest, something: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+        let count = |cpu| {
+            guest.spawn(&format!(
+                "exec taskset -c {cpu} pvsched-lab spare {}",
+                COUNTED.as_millis()
+            ))
+        };
+        let jobs: Vec<_> = (0..VCPUS).map(count).collect::<Result<_>>()?;
+        std::thread::sleep(SETTLE);
+        let sum = || Ok::<_, anyhow::Error>(vcpu_times(guest)?.iter().sum::<Duration>());
+        let (start, before) = (std::time::Instant::now(), sum()?);
+        let result = something()?;
+        let cpus = (sum()?.saturating_sub(before)).as_secs_f64() / start.elapsed().as_secs_f64();
+        let mut work = 0.0;
+        for job in jobs {
+            let text = job.wait(MARGIN)?.ok()?;
+            let rate: f64 = text
+                .trim()
+                .parse()
+                .with_context(|| format!("the guest said {text:?}"))?;
+            work += rate / cpus;
+        }
+        Ok((Self { cpus, work }, result))
+    }
+
+    /// What was taken meanwhile, of what there was `before`.
+    fn taken(&self, before: &Self) -> f64 {
+        self.cpus * (1.0 - self.work / before.work)
+    }
+}
+
+/// CPUs of the guest that `something` takes, which goes on for [`WHOLE`]. The guest does nothing else
+/// meanwhile, and the host is idle.
+///
+/// # Errors
+/// When it fails, or the guest does.
+pub fn of<T>(guest: &Guest, something: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+    let (alone, ()) = Left::measure(guest, || {
+        std::thread::sleep(COUNTED);
+        Ok(())
+    })?;
+    let (beside, result) = Left::measure(guest, something)?;
+    Ok((beside.taken(&alone), result))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_what_others_lost_of_the_time_that_all_had() {
+        let left = |cpus, work| Left { cpus, work };
+        let alone = left(2.0, 1000.0);
+        assert!(left(2.0, 1000.0).taken(&alone).abs() < 1e-9);
+        // The host took half a CPU from both.
+        assert!(left(1.5, 1000.0).taken(&alone).abs() < 1e-9);
+        assert!((left(2.0, 750.0).taken(&alone) - 0.5).abs() < 1e-9);
+    }
+}
