@@ -10,14 +10,18 @@ use super::stage::{vcpu_times, VCPUS};
 use crate::guest::Guest;
 use crate::hog::Hog;
 
-/// From the start of what is measured, and of who measures, to all of it at work.
-const SETTLE: Duration = Duration::from_millis(500);
+/// From the start of who counts to that of what is measured, ...
+const FIRST: Duration = Duration::from_millis(500);
+
+/// ... and to both at work: until then nothing is counted. A program takes up to a second to start beside
+/// something urgent.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// How long what is left is counted.
 pub const COUNTED: Duration = Duration::from_secs(3);
 
-/// As long as something has to go on for its needs to be measured.
-pub const WHOLE: Duration = Duration::from_secs(5);
+/// As long as something has to go on for its needs to be measured, with a second to spare.
+pub const WHOLE: Duration = Duration::from_secs(6);
 
 /// For the start and end of a program beside something urgent.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -53,7 +57,7 @@ impl Left {
             ))
         };
         let jobs: Vec<_> = (0..VCPUS).map(count).collect::<Result<_>>()?;
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(FIRST);
         let sum = || Ok::<_, anyhow::Error>(vcpu_times(guest)?.iter().sum::<Duration>());
         let (start, before) = (std::time::Instant::now(), sum()?);
         let result = something()?;
@@ -70,9 +74,18 @@ impl Left {
         Ok((Self { cpus, work }, result))
     }
 
-    /// What was taken meanwhile, of what there was `before`.
-    fn taken(&self, before: &Self) -> f64 {
-        self.cpus * (1.0 - self.work / before.work)
+    fn alone(guest: &Guest) -> Result<Self> {
+        let sleep = || {
+            std::thread::sleep(WHOLE);
+            Ok(())
+        };
+        Ok(Self::measure(guest, sleep)?.0)
+    }
+
+    /// What was taken meanwhile, of what there was `before` and `after`: so a machine that slows down, or
+    /// takes a while to be quick again, counts by half.
+    fn taken(&self, before: &Self, after: &Self) -> f64 {
+        self.cpus * (1.0 - self.work / f64::midpoint(before.work, after.work))
     }
 }
 
@@ -82,12 +95,10 @@ impl Left {
 /// # Errors
 /// When it fails, or the guest does.
 pub fn of<T>(guest: &Guest, something: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
-    let (alone, ()) = Left::measure(guest, || {
-        std::thread::sleep(COUNTED);
-        Ok(())
-    })?;
+    let before = Left::alone(guest)?;
     let (beside, result) = Left::measure(guest, something)?;
-    Ok((beside.taken(&alone), result))
+    let after = Left::alone(guest)?;
+    Ok((beside.taken(&before, &after), result))
 }
 
 #[cfg(test)]
@@ -97,10 +108,11 @@ mod tests {
     #[test]
     fn what_is_taken_is_what_others_lost_of_the_time_that_all_had() {
         let left = |cpus, work| Left { cpus, work };
-        let alone = left(2.0, 1000.0);
-        assert!(left(2.0, 1000.0).taken(&alone).abs() < 1e-9);
+        let (before, after) = (left(2.0, 900.0), left(2.0, 1100.0));
+        let taken = |cpus, work| left(cpus, work).taken(&before, &after);
+        assert!(taken(2.0, 1000.0).abs() < 1e-9);
         // The host took half a CPU from both.
-        assert!(left(1.5, 1000.0).taken(&alone).abs() < 1e-9);
-        assert!((left(2.0, 750.0).taken(&alone) - 0.5).abs() < 1e-9);
+        assert!(taken(1.5, 1000.0).abs() < 1e-9);
+        assert!((taken(2.0, 750.0) - 0.5).abs() < 1e-9);
     }
 }
