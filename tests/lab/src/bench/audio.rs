@@ -106,9 +106,10 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     let duration = scene.scale.duration(DURATION);
     let (used, periods) = Used::during(guest, &hogs, || run(guest, duration))?;
     let mut results: Results = vec![(MISSED, periods.missed_per_minute(PERIOD))];
-    if scene.hogs() == 0 {
+    if scene.finds_needs() {
         results.push((NEEDS, needs::of(guest, || run(guest, needs::WHOLE))?.0));
-    } else {
+    }
+    if scene.hogs() > 0 {
         results.extend(used.results());
     }
     Ok(results.into())

@@ -138,6 +138,11 @@ impl Scene<'_> {
             _ => self.scale.hogs(),
         }
     }
+
+    /// Whether what a guest's work needs is to be found out here; a quick run has no time for it.
+    pub fn finds_needs(&self) -> bool {
+        matches!(self.contender, Contender::Floor) && !self.scale.quick
+    }
 }
 
 pub enum Run {

@@ -18,7 +18,7 @@ const FIRST: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// How long what is left is counted.
-pub const COUNTED: Duration = Duration::from_secs(3);
+const COUNTED: Duration = Duration::from_secs(3);
 
 /// As long as something has to go on for its needs to be measured, with a second to spare.
 pub const WHOLE: Duration = Duration::from_secs(6);

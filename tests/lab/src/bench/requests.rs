@@ -209,13 +209,14 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
         (RATE, rate),
         (LOST, f64::from(asking.lost)),
     ];
-    if scene.hogs() == 0 {
+    if scene.finds_needs() {
         let (cpus, rate) = needs::of(guest, || {
             let _urgent = Urgent::new()?;
             asking.saturated(needs::WHOLE)
         })?;
         results.push((NEEDS, 1e3 * cpus / rate));
-    } else {
+    }
+    if scene.hogs() > 0 {
         results.extend(used.results());
     }
     Ok(Outcome {
