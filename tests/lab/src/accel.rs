@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use nix::sched::{sched_getaffinity, CpuSet};
-use nix::unistd::Pid;
 
 use crate::cache::Cache;
 use crate::checkout::Checkout;
@@ -24,9 +22,6 @@ pub enum Accel {
     Kvm,
     /// QEMU's emulation, of an AMD processor with virtualisation
     Tcg,
-    /// The same on one of the machine's CPUs, where emulated processors take turns: slower, for machines
-    /// on which guests stop when two run at once
-    TcgSerial,
 }
 
 impl Accel {
@@ -34,9 +29,7 @@ impl Accel {
     pub fn options(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            Self::Auto | Self::Tcg | Self::TcgSerial => {
-                &["-accel", "tcg,thread=multi", "-cpu", "max"]
-            }
+            Self::Auto | Self::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
         }
     }
 
@@ -46,21 +39,15 @@ impl Accel {
     /// busy emulated processors it came more than 1 ms late once in a hundred times, and up to the
     /// next tick of the machine (4 ms); as a real-time thread once in a thousand, and up to 2.6 ms.
     /// The threads that it creates stay ordinary ones.
-    pub fn wrapper(self) -> Vec<String> {
-        const REAL_TIME: [&str; 4] = ["chrt", "--reset-on-fork", "--fifo", "1"];
-        if self == Self::Kvm {
-            return Vec::new();
+    pub fn wrapper(self) -> &'static [&'static str] {
+        const REAL_TIME: &[&str] = &["chrt", "--reset-on-fork", "--fifo", "1"];
+        let permitted = || {
+            process::output(Command::new(REAL_TIME[0]).args(&REAL_TIME[1..]).arg("true")).is_ok()
+        };
+        match self {
+            Self::Auto | Self::Tcg if permitted() => REAL_TIME,
+            _ => &[],
         }
-        let mut words = Vec::new();
-        if self == Self::TcgSerial {
-            words.extend(["taskset", "--cpu-list"].map(str::to_owned));
-            words.push(first_cpu().to_string());
-        }
-        let mut permitted = Command::new(REAL_TIME[0]);
-        if process::output(permitted.args(&REAL_TIME[1..]).arg("true")).is_ok() {
-            words.extend(REAL_TIME.map(str::to_owned));
-        }
-        words
     }
 
     /// Settles `Auto` by a trial, whose verdict is kept until the machine boots anew: that
@@ -87,14 +74,6 @@ impl Accel {
     }
 }
 
-/// The first CPU that this process may use.
-fn first_cpu() -> usize {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
-    (0..CpuSet::count())
-        .find(|&cpu| allowed.is_set(cpu).unwrap_or(false))
-        .unwrap_or(0)
-}
-
 /// Boots the host VM under KVM and a guest within it, both quick if they work at all.
 fn trial(cache: &Cache, checkout: &Checkout, options: &Options) -> Result<bool> {
     let options = Options {
@@ -105,18 +84,4 @@ fn trial(cache: &Cache, checkout: &Checkout, options: &Options) -> Result<bool> 
     let mut vm = setup.boot_within(Duration::from_secs(20))?;
     let guest = ["/lab/run/pvsched-lab", "guest", "--", "true"];
     Ok(vm.run(&guest, Duration::from_secs(30), |_| Ok(()))? == End::Exit(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processors_that_take_turns_have_one_cpu_to_do_so_on() {
-        let words = Accel::TcgSerial.wrapper();
-        assert_eq!(words[..2], ["taskset", "--cpu-list"]);
-        assert!(words[2].parse::<usize>().is_ok(), "{words:?}");
-        assert!(!Accel::Tcg.wrapper().contains(&words[0]));
-        assert!(Accel::Kvm.wrapper().is_empty());
-    }
 }
