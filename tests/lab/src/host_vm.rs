@@ -213,7 +213,7 @@ impl<'a> Setup<'a> {
         command
             .args(["--pdeathsig", "KILL"])
             .args(accel.wrapper())
-            .args(self.root.foreign("qemu-system-x86_64"))
+            .args(self.root.emulator())
             .args(arguments.get())
             .env("QEMU_MODULE_DIR", self.root.libraries().join("qemu"));
         command

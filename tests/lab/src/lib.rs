@@ -20,6 +20,7 @@ pub mod checkout;
 pub mod daemon;
 pub mod demo;
 pub mod demo_report;
+mod emulator;
 pub mod guest;
 mod guest_initrd;
 pub mod here;

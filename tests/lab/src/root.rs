@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cache::Cache;
-use crate::{mirror, process};
+use crate::{emulator, mirror, process};
 
 /// The Debian release of the root; its backports carry QEMU and the newer kernels.
 pub const SUITE: &str = "trixie";
@@ -101,6 +101,7 @@ impl Root {
             .args(PACKAGES);
         process::run_logged(&mut apt, &cache.log()).context("the root's packages")?;
         process::run_logged(self.enter("apt-get").arg("clean"), &cache.log())?;
+        emulator::prepare(self)?;
         fs::write(self.stamp(), contents())?;
         Ok(())
     }
@@ -172,6 +173,19 @@ impl Root {
     /// A program of the root run on the machine itself, by the root's loader and libraries: so
     /// the machine needs no QEMU of its own, and paths keep their meaning.
     pub fn foreign(&self, program: &str) -> Vec<String> {
+        self.loaded(&self.0.join("usr/bin").join(program))
+    }
+
+    /// The QEMU that emulates the host VM, run like [`Root::foreign`]'s programs.
+    pub fn emulator(&self) -> Vec<String> {
+        self.loaded(&self.emulator_file())
+    }
+
+    pub(crate) fn emulator_file(&self) -> PathBuf {
+        self.0.join("lab/emulator")
+    }
+
+    fn loaded(&self, program: &Path) -> Vec<String> {
         vec![
             self.0
                 .join("lib64/ld-linux-x86-64.so.2")
@@ -179,7 +193,7 @@ impl Root {
                 .to_string(),
             "--library-path".to_owned(),
             self.libraries().display().to_string(),
-            self.0.join("usr/bin").join(program).display().to_string(),
+            program.display().to_string(),
         ]
     }
 
@@ -204,9 +218,10 @@ impl Root {
 
 fn contents() -> String {
     format!(
-        "{SUITE} {} {}\n",
+        "{SUITE} {} {} without {}\n",
         PACKAGES.join(" "),
-        MOUNT_POINTS.join(" ")
+        MOUNT_POINTS.join(" "),
+        emulator::FUNCTION
     )
 }
 
