@@ -4,9 +4,9 @@
 //! task switch) calls `cpu_clear_ignne`, which clears a bit in `hflags2` of CPU *0*, by a read-modify-write
 //! that nothing orders with CPU 0's own. What CPU 0 sets there meanwhile is lost; besides that bit there
 //! are the flags of SVM in it. Without GIF, CPU 0 is deaf to interrupts for good; without NPT, it takes a
-//! guest's physical addresses for the host's. Seen in QEMU 10.0.13, 10.2.2 and 11.1.3, found by hardware
-//! watchpoints on `hflags2`. How often it strikes depends on the machine: on one, of 13 guests with two
-//! vCPUs that were booted one after another a single one came up, and 8 of 8 without the function.
+//! guest's physical addresses for the host's. Found in QEMU 10.2.2 by hardware watchpoints on `hflags2`;
+//! 11.1.3 has the same function. How often it strikes depends on the machine: on one, of 13 guests with
+//! two vCPUs that were booted one after another a single one came up, and 8 of 8 without the function.
 //!
 //! The bit is for MS-DOS's way to learn of x87 exceptions, and only ever set by a write to port 0xF0. No
 //! kernel here does that, so the function has nothing to do.
