@@ -499,6 +499,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	WRITE_ONCE(c->taken, 0);
 	turn_begin(c, t, p->scx.weight, now);
 	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
+	WRITE_ONCE(c->process, t->is_vcpu ? 0 : p->tgid);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 	if (is_per_cpu_kthread(p) && p->scx.slice <= slice_min_ns)
 		WRITE_ONCE(c->rank, RANK_KERNEL);

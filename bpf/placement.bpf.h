@@ -51,36 +51,62 @@ __noinline int is_critical(s32 cpu)
 	return critical;
 }
 
+/* Whether @cpu runs a thread of the VMM of @p that is not a vCPU: one that works for its guest. */
+static inline bool works_for(struct task_struct *p, s32 cpu)
+{
+	struct pv_cpu *c = cpu_of(cpu);
+
+	return c && READ_ONCE(c->process) == BPF_CORE_READ(p, tgid);
+}
+
+/* Whether @p is better off if it interrupts another CPU than @cpu. */
+static inline bool is_spared(struct task_struct *p, s32 cpu)
+{
+	return works_for(p, cpu) || is_critical(cpu);
+}
+
+/* Of how many CPUs that come to hand one is taken where neither the first nor the last does. */
+#define PV_TRIES	2
+
 /*
  * The CPU that a boosted @p should interrupt: @here, where its interrupt came
  * in and a reschedule is one step away; else the CPU that it ran on last and
- * whose caches it knows; else any other. One that runs a vCPU in the middle of
- * an interrupt only if there is no other: @p might soon spin for a lock that
- * it holds. When all run something at least as urgent the answer is its last
+ * whose caches it knows; else any other.
+ *
+ * Only if there is no other, one that runs a vCPU in the middle of an interrupt:
+ * @p might soon spin for a lock that it holds. Or one that runs a thread of its
+ * own VMM: that has just brought the interrupt, or is about to take what the
+ * guest sent, and once interrupted it waits behind the host's tasks.
+ *
+ * When all run something at least as urgent the answer is its last
  * CPU, and the queue decides when it is its turn.
  */
 static inline s32 cpu_to_take(struct task_struct *p, s32 here, s32 home, u32 rank, u64 now)
 {
-	s32 last = scx_bpf_task_cpu(p), critical = -1;
+	s32 last = scx_bpf_task_cpu(p), spared = -1;
 	s32 other;
+	u32 i;
 
 	if (home >= 0)
 		return home;
 	if (may_take(p, here, rank, now)) {
-		if (!is_critical(here))
+		if (!is_spared(p, here))
 			return here;
-		critical = here;
+		spared = here;
 	}
 	if (last != here && may_take(p, last, rank, now)) {
-		if (!is_critical(last))
+		if (!is_spared(p, last))
 			return last;
-		critical = last;
+		spared = last;
 	}
-	other = scx_bpf_pick_any_cpu(p->cpus_ptr, 0);
-	if (other >= 0 && other != here && other != last && may_take(p, other, rank, now) &&
-	    !is_critical(other))
-		return other;
-	return critical >= 0 ? critical : last;
+	/* The kernel names another one each time. */
+	bpf_for(i, 0, PV_TRIES) {
+		other = scx_bpf_pick_any_cpu(p->cpus_ptr, 0);
+		if (other >= 0 && other != here && other != last && may_take(p, other, rank, now) &&
+		    !is_spared(p, other))
+			return other;
+	}
+	return spared >= 0 ? spared : last;
 }
 
 static inline u32 llc_here(struct pv_cpu *c)
