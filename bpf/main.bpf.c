@@ -101,7 +101,7 @@ static __always_inline void enqueue_boosted(struct task_struct *p, struct pv_tas
 	/* Who interrupts its turn comes first, and is not running yet. */
 	if (target == cpu && !(enq_flags & SCX_ENQ_WAKEUP) && anybody_is_next(cpu))
 		return;
-	if (may_take(p, target, rank, now)) {
+	if (may_take(p, target, rank, now) && !waits_for_vmm(p, target, rank)) {
 		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 		COUNT(preempted);
 		EVENT(PREEMPT, p->pid, target, rank);

@@ -65,6 +65,15 @@ static inline bool is_spared(struct task_struct *p, s32 cpu)
 	return works_for(p, cpu) || is_critical(cpu);
 }
 
+/*
+ * Whether @p, which is worth @rank, has to wait on @cpu all the same: for a thread of its VMM, which
+ * it need not for long, unless something urgent waits in the guest.
+ */
+static inline bool waits_for_vmm(struct task_struct *p, s32 cpu, u32 rank)
+{
+	return rank <= PV_RANK_IRQ && works_for(p, cpu);
+}
+
 /* Of how many CPUs that come to hand one is taken where neither the first nor the last does. */
 #define PV_TRIES	2
 
@@ -128,7 +137,7 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 	}
 	post(c, BPF_CORE_READ(p, pid));
 	/* It looks when that turn is over. */
-	if (READ_ONCE(c->rank) == RANK_KERNEL)
+	if (READ_ONCE(c->rank) == RANK_KERNEL || waits_for_vmm(p, target, rank))
 		return;
 	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
 	COUNT(preempted);

@@ -40,6 +40,7 @@ struct sched_class;
 
 struct task_struct {
 	struct thread_info thread_info;
+	unsigned int __state;
 	unsigned int flags;
 	/* int or u8: unsigned here, so that libbpf can adjust the width */
 	unsigned int on_cpu;

@@ -29,9 +29,11 @@
  *
  * A softirq that a hardirq raised is part of that interrupt: it is what hands
  * a network packet to its reader. So the echo waits for the softirqs. They run
- * as soon as the hardirq ends, or bottom halves are enabled again. If they are
- * left to ksoftirqd instead, the next task switch gives the echo: from there
- * on they are a task's work, published as that task's urgency.
+ * as soon as the hardirq ends, or bottom halves are enabled again, or they are
+ * left to ksoftirqd, which is an ordinary task: as they are when they last for
+ * longer than a tick, on a CPU that was taken away meanwhile. Until that sleeps, they
+ * are not over. Where the kernel does not show it, the next task switch gives
+ * the echo.
  *
  * A timer interrupt is not over before the hardware's timer is set anew, which
  * newer kernels leave to the very end: a vCPU that loses its CPU before would
@@ -39,6 +41,7 @@
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 #include "page.h"
 #include "response.h"
@@ -48,6 +51,7 @@
 
 /* From include/linux/sched.h: the task stands for an idle CPU. */
 #define PF_IDLE		0x00000002
+#define TASK_RUNNING	0
 
 #define HARDIRQ_ONE	(1ULL << PVSCHED_CONTEXT_HARDIRQ_SHIFT)
 #define HARDIRQ_MASK	(PVSCHED_CONTEXT_FIELD_MASK << PVSCHED_CONTEXT_HARDIRQ_SHIFT)
@@ -62,6 +66,7 @@ extern __u8 *pvsched_page(int cpu, const size_t rdwr_buf_size) __ksym;
 extern void pvsched_notify_host(void) __ksym;
 /* Not in kernels without CONFIG_KALLSYMS_ALL; the stopper counts as RT 99 there. */
 extern const void stop_sched_class __ksym __weak;
+extern struct task_struct *const ksoftirqd __ksym __weak;
 /* The end of a fair task's turn: armed by whichever task runs before it, and never urgent. */
 extern const void hrtick __ksym __weak;
 
@@ -274,13 +279,26 @@ static __always_inline void say_response(struct pvsched_page *page, struct cpu_s
 	state->wanted = 0;
 }
 
+/* Whether this CPU's ksoftirqd has work to do, and runs or waits for its turn. */
+static __always_inline bool softirqs_are_left(void)
+{
+	struct task_struct *const *slot;
+	struct task_struct *thread;
+
+	if (!&ksoftirqd)
+		return false;
+	slot = bpf_this_cpu_ptr(&ksoftirqd);
+	thread = bpf_core_cast(*slot, struct task_struct);
+	return thread && READ_ONCE(thread->__state) == TASK_RUNNING;
+}
+
 SEC("tp_btf/sched_switch")
 int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next,
 	     unsigned int prev_state)
 {
 	struct pvsched_page *page = this_page();
 	struct cpu_state *state = this_state();
-	__u64 before, urgency, waits, context, reasons = 0;
+	__u64 before, urgency, waits, context, ticket, reasons = 0;
 	bool tell;
 
 	if (!page || !state)
@@ -297,9 +315,15 @@ int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_stru
 	if (state->wanted)
 		say_response(page, state, urgency);
 	state->due = 0;
-	/* What is left of them is ksoftirqd's work; and a bit whose entry nobody saw would stay. */
-	state->softirqs = 0;
-	if (has_settled(page, state, state->read, tell))
+	ticket = state->read;
+	if (state->softirqs) {
+		if (softirqs_are_left())
+			ticket = READ_ONCE(page->ack);
+		else
+			/* One whose entry nobody saw would stay. */
+			state->softirqs = 0;
+	}
+	if (has_settled(page, state, ticket, tell))
 		reasons |= PVSCHED_APPLIED_NOTIFY;
 	state->read = READ_ONCE(page->ticket);
 	if (state->unlocks)
