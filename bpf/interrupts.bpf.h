@@ -65,7 +65,7 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 	struct task_struct *p;
 	struct pv_task *t;
 	bool own;
-	u32 rank;
+	u32 rank, pending;
 
 	p = bpf_task_from_pid(tid);
 	if (!p)
@@ -103,6 +103,12 @@ static inline void hint(struct kvm_vcpu___pv *vcpu, u32 source)
 			rank = PV_RANK_IRQ;
 	} else {
 		rank = PV_RANK_IRQ;
+	}
+	/* Another of the guest's CPUs has woken somebody urgent on this one. */
+	if (rank == PV_RANK_IRQ && page && !own) {
+		pending = capped(t, pv_rank(READ_ONCE(page->pending_task)));
+		if (pending > rank)
+			rank = pending;
 	}
 	EVENT(HINT, tid, source, rank);
 	if (rank)

@@ -64,6 +64,7 @@
 /* Of the driver. */
 extern __u8 *pvsched_page(int cpu, const size_t rdwr_buf_size) __ksym;
 extern void pvsched_notify_host(void) __ksym;
+extern void pvsched_kick_cpu(int cpu) __ksym;
 /* Not in kernels without CONFIG_KALLSYMS_ALL; the stopper counts as RT 99 there. */
 extern const void stop_sched_class __ksym __weak;
 extern struct task_struct *const ksoftirqd __ksym __weak;
@@ -220,11 +221,34 @@ static __always_inline bool say_current(struct pvsched_page *page, __u64 urgency
 	return false;
 }
 
+/* Whether that is more urgent than what the words say so far. */
+static __always_inline bool is_news(const struct pvsched_page *page, __u64 urgency)
+{
+	return pvsched_more_urgent(urgency, READ_ONCE(page->current_task)) &&
+	       pvsched_more_urgent(urgency, READ_ONCE(page->pending_task));
+}
+
 static __always_inline void say_pending(struct pvsched_page *page, __u64 urgency)
 {
-	if (pvsched_more_urgent(urgency, READ_ONCE(page->current_task)) &&
-	    pvsched_more_urgent(urgency, READ_ONCE(page->pending_task)))
+	if (is_news(page, urgency))
 		WRITE_ONCE(page->pending_task, urgency);
+}
+
+/*
+ * The same for an urgent task that was woken for @cpu. Where that has no CPU of the host's, the
+ * host has looked into the page already and has to be told. The kernel's own interrupt does not do
+ * that: it is sent before the word is written, and not at all if that CPU has been told to
+ * reschedule before, by a tick for example, as it will as soon as it runs. The host writes the
+ * state and then looks at the word, so that one of both sees the other.
+ */
+static __always_inline void call_cpu(struct pvsched_page *page, int cpu, __u64 urgency)
+{
+	if (!is_news(page, urgency))
+		return;
+	write_and_fence(&page->pending_task, urgency);
+	if (cpu != bpf_get_smp_processor_id() &&
+	    (READ_ONCE(page->placement) & PVSCHED_PLACEMENT_STATE_MASK) == PVSCHED_HOST_WAITING)
+		pvsched_kick_cpu(cpu);
 }
 
 /*
@@ -382,9 +406,11 @@ static __always_inline int woken(struct task_struct *p)
 	if (!page)
 		return 0;
 	urgency = task_urgency(p, p->prio);
-	say_pending(page, urgency);
-	if (!pvsched_urgent(urgency))
+	if (!pvsched_urgent(urgency)) {
+		say_pending(page, urgency);
 		return 0;
+	}
+	call_cpu(page, cpu, urgency);
 	state = state_of(cpu);
 	if (state && !state->wanted) {
 		state->woken = bpf_ktime_get_ns();

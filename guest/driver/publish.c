@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What BPF programs can reach: two kfuncs, and behind them one pointer per CPU
+ * What BPF programs can reach: three kfuncs, and behind them one pointer per CPU
  * and one to the doorbell.
  *
  * A program gets a page only while it is live: its CPU is online, the device
@@ -17,7 +17,10 @@
 #include <linux/module.h>
 #include <linux/percpu.h>
 #include <linux/rcupdate.h>
+#include <linux/smp.h>
 #include <linux/virtio.h>
+
+#include <trace/events/ipi.h>
 
 #include "virtio_pvsched.h"
 
@@ -112,11 +115,24 @@ __bpf_kfunc void pvsched_notify_host(void)
 	rcu_read_unlock();
 }
 
+/**
+ * pvsched_kick_cpu() - interrupt another CPU as the scheduler does to have it reschedule
+ * @cpu: its number; of one that is not online nothing happens
+ *
+ * Callable from every context. The hypervisor sees the interrupt before it is taken.
+ */
+__bpf_kfunc void pvsched_kick_cpu(int cpu)
+{
+	if ((unsigned int)cpu < nr_cpu_ids && cpu_online(cpu))
+		smp_send_reschedule(cpu);
+}
+
 __bpf_kfunc_end_defs();
 
 BTF_KFUNCS_START(pvsched_kfuncs)
 BTF_ID_FLAGS(func, pvsched_page, KF_RET_NULL)
 BTF_ID_FLAGS(func, pvsched_notify_host)
+BTF_ID_FLAGS(func, pvsched_kick_cpu)
 BTF_KFUNCS_END(pvsched_kfuncs)
 
 static const struct btf_kfunc_id_set pvsched_kfunc_set = {
