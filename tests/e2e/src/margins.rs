@@ -53,6 +53,10 @@ pub const BESIDE_GREEDY_GUEST_SHARE: f64 = 0.95;
 pub const WAKE_UPS_HAD: u64 = 90;
 pub const TAIL_BESIDE_NEIGHBOUR_US: u64 = 30_000;
 
+/// How late a real-time task of a busy guest runs that another of its CPUs wakes: the p90 on a loaded
+/// host, of that under the kernel's own scheduler in the same boot.
+pub const WOKEN_OF_KERNELS: f64 = 0.6;
+
 /// How many times as many barriers between its vCPUs, two for each CPU, a guest must do as under the
 /// kernel's scheduler. Measured: 1.5 to 2.0 on 6.18, and 0.75 to 0.95 on 7.3, whose own scheduler does twice
 /// as many as that of 6.18. Where neither interrupts nor yields put a vCPU ahead it was 0.31 to 0.36 on 7.3.

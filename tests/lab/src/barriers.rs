@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sched::{sched_setaffinity, CpuSet};
-use nix::unistd::Pid;
+
+use crate::priority::bind;
 
 /// `enum membarrier_cmd` of include/uapi/linux/membarrier.h: `MEMBARRIER_CMD_PRIVATE_EXPEDITED`, and its
 /// `REGISTER`.
@@ -28,12 +28,6 @@ fn membarrier(command: libc::c_int) -> Result<()> {
     let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     Errno::result(result).with_context(|| format!("cannot do membarrier command {command}"))?;
     Ok(())
-}
-
-fn bind(cpu: usize) -> Result<()> {
-    let mut only = CpuSet::new();
-    only.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &only)?)
 }
 
 /// How many memory barriers per second a thread on CPU 0 does while one on each other CPU is busy. Each

@@ -50,3 +50,4 @@ pub mod survey;
 pub mod systemd;
 pub mod topology;
 mod vmlinux;
+pub mod wakes;

@@ -146,6 +146,13 @@ enum Action {
         /// Milliseconds
         duration: u64,
     },
+    /// Inside a guest: a real-time task of CPU 1 that one of CPU 0 wakes; tells in microseconds how late nine
+    /// in ten of its wake-ups are at most, and how many there were
+    #[command(hide = true)]
+    Wakes {
+        /// Milliseconds
+        duration: u64,
+    },
     /// Inside a VM: be busy and sleep by turns
     #[command(hide = true)]
     Burn {
@@ -297,6 +304,10 @@ fn act(action: Action) -> Result<u8> {
         Action::Barriers { cpus, duration } => {
             let duration = Duration::from_millis(duration);
             println!("{}", pvsched_lab::barriers::rate(cpus, duration)?);
+        }
+        Action::Wakes { duration } => {
+            let times = pvsched_lab::wakes::measure(0, 1, Duration::from_millis(duration))?;
+            println!("{} {}", times.p90(), times.samples());
         }
         Action::Burn { busy, idle } => {
             burn(Duration::from_millis(busy), Duration::from_millis(idle))

@@ -1,9 +1,11 @@
-//! Scheduling policies and nice values of single threads.
+//! Scheduling policies, nice values and CPUs of single threads.
 
 use std::mem::MaybeUninit;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::sched::{sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
 
 /// What a thread may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +44,17 @@ pub fn set_nice(nice: i32) -> Result<()> {
     let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
     Errno::result(result).with_context(|| format!("cannot set a nice value of {nice}"))?;
     Ok(())
+}
+
+/// Keeps the calling thread on one CPU.
+///
+/// # Errors
+/// When there is no such CPU, or this thread may not run there.
+pub fn bind(cpu: usize) -> Result<()> {
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &only)
+        .with_context(|| format!("cannot keep a thread on CPU {cpu}"))
 }
 
 #[cfg(test)]

@@ -29,6 +29,9 @@ const FLOOD: Duration = Duration::from_micros(500);
 /// Not a multiple of the tick, and seldom enough for a guest that gets a third of a CPU.
 const PING: Duration = Duration::from_millis(19);
 
+/// For how many wake-ups.
+const WAKE_UPS: Duration = Duration::from_secs(8);
+
 /// Of one line of what `scx_pvsched --measure` writes, how many interrupts there were, and the p99 of
 /// their waits in microseconds.
 #[derive(Debug)]
@@ -124,6 +127,47 @@ fn a_busy_guests_interrupts_reach_it_soon_on_a_busy_host() -> Result<()> {
             ratio <= margins::INTERRUPT_OF_KERNELS,
             "the p99 is {ratio:.2} of that under the kernel's scheduler, at most {:.2}",
             margins::INTERRUPT_OF_KERNELS
+        );
+        Ok(())
+    })
+}
+
+/// How late nine in ten of the wake-ups are at most, in microseconds, of a real-time task that another of the guest's
+/// CPUs wakes.
+fn woken(guest: &Guest) -> Result<f64> {
+    let command = format!("pvsched-lab wakes {}", WAKE_UPS.as_millis());
+    let output = guest.exec(&command, WAKE_UPS + margins::COMMAND)?.ok()?;
+    let (p90, number) = output.trim().split_once(' ').context("two numbers")?;
+    ensure!(number.parse::<u64>()? >= 30, "only {number} wake-ups");
+    Ok(p90.parse()?)
+}
+
+/// Its CPU may have been told to reschedule before, by a tick: then the guest's kernel sends no
+/// interrupt for it, and the host learns of it from the driver's.
+#[test]
+fn a_realtime_task_that_another_cpu_wakes_runs_soon() -> Result<()> {
+    promise(|| {
+        let options = VmOptions::default();
+        let vm = Vm::start(&options)?;
+        let _load = GuestLoad::start(&vm.guest, [0, 1])?;
+        let mut ratios = Vec::new();
+        for round in 0..ROUNDS {
+            let hogs = Hog::start(4)?;
+            let kernels = woken(&vm.guest)?;
+            let mut scheduler = Scheduler::start::<&str>(&[])?;
+            wait_attached(&scheduler, &vm, options.vcpus)?;
+            let ours = woken(&vm.guest)?;
+            scheduler.check()?;
+            scheduler.stop()?;
+            drop(hogs);
+            println!("round {round}: p90 {kernels} us under the kernel's scheduler, {ours} us under scx_pvsched");
+            ratios.push(ours / kernels);
+        }
+        let ratio = median(&ratios)?;
+        ensure!(
+            ratio <= margins::WOKEN_OF_KERNELS,
+            "the p90 is {ratio:.2} of that under the kernel's scheduler, at most {:.2}",
+            margins::WOKEN_OF_KERNELS
         );
         Ok(())
     })
