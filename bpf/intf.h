@@ -226,7 +226,7 @@ struct pv_cpu {
 	u32 taken;		/* the CPU runs a task of a higher scheduling class */
 	u32 turn_of;		/* whose turn it is where the queues do not tell */
 	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
-	s32 process;		/* process id of what runs, 0 if that is a vCPU */
+	s32 process;		/* process id of what runs */
 	u32 post_tail;		/* posts: next to write; any CPU */
 	u32 post_head;		/* next to read; this CPU only */
 	s32 posts[PV_POSTS];	/* thread ids of vCPUs, minus numbers of cgroups, 0 empty */

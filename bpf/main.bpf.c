@@ -101,11 +101,8 @@ static __always_inline void enqueue_boosted(struct task_struct *p, struct pv_tas
 	/* Who interrupts its turn comes first, and is not running yet. */
 	if (target == cpu && !(enq_flags & SCX_ENQ_WAKEUP) && anybody_is_next(cpu))
 		return;
-	if (may_take(p, target, rank, now) && !waits_for_vmm(p, target, rank)) {
-		scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
-		COUNT(preempted);
-		EVENT(PREEMPT, p->pid, target, rank);
-	}
+	if (may_take(p, target, rank, now))
+		take(p, target, p->pid, rank, now);
 }
 
 void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
@@ -499,7 +496,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	WRITE_ONCE(c->taken, 0);
 	turn_begin(c, t, p->scx.weight, now);
 	WRITE_ONCE(c->vcpu, t->is_vcpu ? p->pid : 0);
-	WRITE_ONCE(c->process, t->is_vcpu ? 0 : p->tgid);
+	WRITE_ONCE(c->process, p->tgid);
 	WRITE_ONCE(t->state, PV_STATE_RUNNING);
 	if (is_per_cpu_kthread(p) && p->scx.slice <= slice_min_ns)
 		WRITE_ONCE(c->rank, RANK_KERNEL);

@@ -12,6 +12,7 @@
 #define PVSCHED_PLACEMENT_BPF_H
 
 #include "queues.bpf.h"
+#include "reminders.bpf.h"
 
 /* Of a CPU whose own kernel thread has its first slice: nobody interrupts that, as it is soon over. */
 #define RANK_KERNEL	(PV_RANK_MAX + 1)
@@ -51,7 +52,7 @@ __noinline int is_critical(s32 cpu)
 	return critical;
 }
 
-/* Whether @cpu runs a thread of the VMM of @p that is not a vCPU: one that works for its guest. */
+/* Whether @cpu runs another thread of the VMM of @p: one that works for its guest, or a vCPU. */
 static inline bool works_for(struct task_struct *p, s32 cpu)
 {
 	struct pv_cpu *c = cpu_of(cpu);
@@ -65,15 +66,6 @@ static inline bool is_spared(struct task_struct *p, s32 cpu)
 	return works_for(p, cpu) || is_critical(cpu);
 }
 
-/*
- * Whether @p, which is worth @rank, has to wait on @cpu all the same: for a thread of its VMM, which
- * it need not for long, unless something urgent waits in the guest.
- */
-static inline bool waits_for_vmm(struct task_struct *p, s32 cpu, u32 rank)
-{
-	return rank <= PV_RANK_IRQ && works_for(p, cpu);
-}
-
 /* Of how many CPUs that come to hand one is taken where neither the first nor the last does. */
 #define PV_TRIES	2
 
@@ -85,7 +77,9 @@ static inline bool waits_for_vmm(struct task_struct *p, s32 cpu, u32 rank)
  * Only if there is no other, one that runs a vCPU in the middle of an interrupt:
  * @p might soon spin for a lock that it holds. Or one that runs a thread of its
  * own VMM: that has just brought the interrupt, or is about to take what the
- * guest sent, and once interrupted it waits behind the host's tasks.
+ * guest sent, and once interrupted it waits behind the host's tasks. Or one that
+ * runs another vCPU of its VM: that has sent the interrupt, with the lock of the
+ * run queue held as a rule for which @p will spin.
  *
  * When all run something at least as urgent the answer is its last
  * CPU, and the queue decides when it is its turn.
@@ -118,6 +112,33 @@ static inline s32 cpu_to_take(struct task_struct *p, s32 here, s32 home, u32 ran
 	return spared >= 0 ? spared : last;
 }
 
+/* What a vCPU has for finishing what it does when it interrupts another that then takes its CPU. */
+#define PV_SENT_NS	(PV_NSEC_PER_MSEC / 10)
+
+/*
+ * Interrupts what runs on @target for @p, of the thread @tid, which is worth @rank and waits
+ * ahead of it. Another vCPU of its VM has a moment. For a thread of its VMM it waits, which cannot
+ * take long, unless something urgent waits in the guest.
+ */
+static inline void take(struct task_struct *p, s32 target, s32 tid, u32 rank, u64 now)
+{
+	struct pv_cpu *c = cpu_of(target);
+
+	if (!c)
+		return;
+	if (works_for(p, target)) {
+		if (READ_ONCE(c->vcpu) && !READ_ONCE(c->rank)) {
+			remind(target, READ_ONCE(c->turn_at), PV_SENT_NS, now);
+			return;
+		}
+		if (!READ_ONCE(c->vcpu) && rank <= PV_RANK_IRQ)
+			return;
+	}
+	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
+	COUNT(preempted);
+	EVENT(PREEMPT, tid, target, rank);
+}
+
 static inline u32 llc_here(struct pv_cpu *c)
 {
 	u32 llc = c->llc;
@@ -137,11 +158,8 @@ static inline void tell_cpu(struct task_struct *p, struct pv_task *t, u32 rank, 
 	}
 	post(c, BPF_CORE_READ(p, pid));
 	/* It looks when that turn is over. */
-	if (READ_ONCE(c->rank) == RANK_KERNEL || waits_for_vmm(p, target, rank))
-		return;
-	scx_bpf_kick_cpu(target, SCX_KICK_PREEMPT);
-	COUNT(preempted);
-	EVENT(PREEMPT, t->tid, target, rank);
+	if (READ_ONCE(c->rank) != RANK_KERNEL)
+		take(p, target, t->tid, rank, now);
 }
 
 /*

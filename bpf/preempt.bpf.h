@@ -10,7 +10,6 @@
 #define PVSCHED_PREEMPT_BPF_H
 
 #include "placement.bpf.h"
-#include "reminders.bpf.h"
 
 static inline void interrupt_now(struct pv_cpu *c, s32 cpu, s32 tid)
 {
@@ -20,9 +19,17 @@ static inline void interrupt_now(struct pv_cpu *c, s32 cpu, s32 tid)
 	EVENT(PREEMPT, tid, cpu, PV_RANK_NONE);
 }
 
+/* Whether a vCPU waits ahead of what @cpu runs, or @cpu has to look whether one does. */
+static inline bool anybody_is_ahead(struct pv_cpu *c, u32 cpu)
+{
+	return READ_ONCE(c->post_head) != READ_ONCE(c->post_tail) ||
+	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc_here(c))) > 0 ||
+	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
+}
+
 /*
- * The turn may be interrupted now, for somebody who woke up, or is over, which dispatch() sees to.
- * If another has begun, whoever waited for the end of this one has been considered.
+ * The turn may be interrupted now, for somebody who woke up or waits ahead, or is over, which
+ * dispatch() sees to. If another has begun, whoever waited for the end of this one has been considered.
  */
 static int on_reminder(void *map, u32 *cpu, struct pv_reminder *r)
 {
@@ -32,7 +39,7 @@ static int on_reminder(void *map, u32 *cpu, struct pv_reminder *r)
 		return 0;
 	if (READ_ONCE(c->rank))
 		return 0;
-	if (clock_ns() >= READ_ONCE(c->turn_end))
+	if (clock_ns() >= READ_ONCE(c->turn_end) || anybody_is_ahead(c, *cpu))
 		scx_bpf_kick_cpu(*cpu, SCX_KICK_PREEMPT);
 	else
 		interrupt_now(c, *cpu, 0);
