@@ -146,8 +146,8 @@ enum Action {
         /// Milliseconds
         duration: u64,
     },
-    /// Inside a guest: a real-time task of CPU 1 that one of CPU 0 wakes; tells in microseconds how late nine
-    /// in ten of its wake-ups are at most, and how many there were
+    /// Inside a guest: a real-time task of CPU 1 that one of CPU 0 wakes; tells in microseconds how late half
+    /// of its wake-ups and nine in ten are at most, and how many there were
     #[command(hide = true)]
     Wakes {
         /// Milliseconds
@@ -307,7 +307,7 @@ fn act(action: Action) -> Result<u8> {
         }
         Action::Wakes { duration } => {
             let times = pvsched_lab::wakes::measure(0, 1, Duration::from_millis(duration))?;
-            println!("{} {}", times.p90(), times.samples());
+            println!("{} {} {}", times.p50(), times.p90(), times.samples());
         }
         Action::Burn { busy, idle } => {
             burn(Duration::from_millis(busy), Duration::from_millis(idle))
