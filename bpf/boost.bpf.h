@@ -382,13 +382,7 @@ __noinline int task_charge(struct pv_task *t __arg_nonnull, struct pvsched_page 
 	reweigh(t, after);
 	t->base_vtime += pv_charge(ran, weight_of(t, weight, heavier > PV_GUEST_WEIGHT_DFL ?
 						  heavier : PV_GUEST_WEIGHT_DFL));
-	/*
-	 * What it left to others while its guest made it light is owed to it in neither. Else budgets
-	 * would go by that for as long as it does not sleep, and boosts carry it so much further ahead
-	 * than they say: it would wait as much longer for its next fair turn.
-	 */
-	if (after >= PV_GUEST_WEIGHT_DFL && pv_before(t->base_vtime, t->vtime))
-		t->base_vtime = t->vtime;
+	t->base_vtime = pv_owed_base(t->base_vtime, t->vtime, after);
 	t->ran += ran;
 	if (t->boost)
 		t->ran_boosted += ran;

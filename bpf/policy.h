@@ -374,6 +374,18 @@ static inline unsigned long long pv_enter_base(unsigned long long vtime,
 }
 
 /*
+ * The same, @base, of a vCPU of whose weight its guest makes @weight and that waits by @vtime:
+ * unless that is less than the thread's own, budgets owe it no more than its queue does. What it
+ * left to others while its guest made it light it would else be owed for as long as it does not sleep,
+ * and boosts would carry it so much further ahead than they say.
+ */
+static inline unsigned long long pv_owed_base(unsigned long long base, unsigned long long vtime,
+					      unsigned int weight)
+{
+	return weight >= PV_GUEST_WEIGHT_DFL && pv_before(base, vtime) ? vtime : base;
+}
+
+/*
  * The virtual time of a task that went by a clock at @from and now goes by one at
  * @to: as far from it as before. Clocks that are no further apart than a task may be
  * @owed time count as one: between CPUs that share their work the difference is only

@@ -80,6 +80,8 @@ pure! {
     enter_vtime = pv_enter_vtime(vtime: u64, queue_vtime: u64, credit: u64, ahead: u64) -> u64;
     /// Virtual time for budgets, at which a task enters the fair queue.
     enter_base = pv_enter_base(vtime: u64, queue_vtime: u64, credit: u64) -> u64;
+    /// Virtual time for budgets of a vCPU that waits by `vtime`, with what its guest makes of its weight.
+    owed_base = pv_owed_base(base: u64, vtime: u64, weight: u32) -> u64;
     /// Virtual time of a task that goes by another clock from now on.
     translate = pv_translate(vtime: u64, from: u64, to: u64, owed: u64) -> u64;
     /// Virtual time after a turn that cost nobody anything.
@@ -290,6 +292,20 @@ mod tests {
         }
 
         /// Two cgroups of which one has several tasks and the other one share by their own weights.
+        #[test]
+        fn budgets_owe_a_vcpu_no_more_than_its_queue_unless_its_guest_makes_it_light(
+            base in 0..PV_TIME_MAX, gap in -100 * MS as i64..=100 * MS as i64, weight in 1..PV_GUEST_WEIGHT_MAX,
+        ) {
+            let base = base + 100 * MS;
+            let vtime = base.wrapping_add_signed(gap);
+            let at = owed_base(base, vtime, weight);
+            if weight < PV_GUEST_WEIGHT_DFL {
+                prop_assert_eq!(at, base);
+            } else {
+                prop_assert_eq!(at, base.max(vtime));
+            }
+        }
+
         #[test]
         fn tasks_share_what_is_their_cgroups(
             weights in prop::array::uniform2(1i64..=10_000), tasks in 1i64..50,
