@@ -117,8 +117,8 @@ static inline s32 cpu_to_take(struct task_struct *p, s32 here, s32 home, u32 ran
 
 /*
  * Interrupts what runs on @target for @p, of the thread @tid, which is worth @rank and waits
- * ahead of it. Another vCPU of its VM has a moment. For a thread of its VMM it waits, which cannot
- * take long, unless something urgent waits in the guest.
+ * ahead of it. Another vCPU of its VM has a moment. For a thread of its VMM it waits until that sleeps or
+ * its turn is over, unless something urgent waits in the guest.
  */
 static inline void take(struct task_struct *p, s32 target, s32 tid, u32 rank, u64 now)
 {
