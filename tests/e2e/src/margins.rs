@@ -60,7 +60,7 @@ pub const TAIL_BESIDE_NEIGHBOUR_US: u64 = 30_000;
 pub const WOKEN_OF_KERNELS: f64 = 1.6;
 
 /// How many times as many barriers between its vCPUs, two for each CPU, a guest must do as under the
-/// kernel's scheduler. Measured: 1.5 to 2.0 on 6.18, and 0.75 to 0.95 on 7.3, whose own scheduler does twice
+/// kernel's scheduler. Measured: 1.5 to 2.0 on 6.18, and 0.63 to 0.95 on 7.3, whose own scheduler does twice
 /// as many as that of 6.18. Where neither interrupts nor yields put a vCPU ahead it was 0.31 to 0.36 on 7.3.
 pub const BARRIERS_OF_KERNELS: f64 = 0.5;
 
