@@ -25,7 +25,8 @@
  * interrupt, where it holds no run queue lock; timer with the CPU's timer
  * queue locked, or by the CPU with interrupts off; the others by their CPU
  * alone. No program loops over what a guest can make many of, locks, or leaves
- * the guest but for a notification.
+ * the guest but for a notification, or to interrupt a CPU that waits for one of the
+ * host's and has something urgent to do now.
  *
  * A softirq that a hardirq raised is part of that interrupt: it is what hands
  * a network packet to its reader. So the echo waits for the softirqs. They run

@@ -55,8 +55,8 @@ pub const TAIL_BESIDE_NEIGHBOUR_US: u64 = 30_000;
 
 /// How late a real-time task of a busy guest runs that another of its CPUs wakes: the p90 on a loaded
 /// host, of that under the kernel's own scheduler in the same boot. What is late is those for which the
-/// waking vCPU lost its CPU with the lock of the other's run queue held. Measured: 0.28 to 1.8, 1.07 as the median on
-/// 6.18 and 0.33 on 7.3; 3.3 where the vCPU was put ahead in the place of the one that woke it.
+/// waking vCPU lost its CPU with the lock of the other's run queue held. Measured: 0.25 to 1.8, as medians of three
+/// rounds 1.07 and 0.35 on 6.18, 0.33 on 7.3; 3.3 where the vCPU was put ahead in the place of the one that woke it.
 pub const WOKEN_OF_KERNELS: f64 = 1.6;
 
 /// How many times as many barriers between its vCPUs, two for each CPU, a guest must do as under the

@@ -14,7 +14,8 @@ const INTERVAL: Duration = Duration::from_millis(23);
 
 const PRIORITY: i32 = 50;
 
-/// How long after an ordinary thread on CPU `from` has woken it a FIFO thread on CPU `to` runs.
+/// How long after an ordinary thread on CPU `from` has woken it a FIFO thread on CPU `to` runs. Where it has not
+/// run before it is woken again, the time counts from the latter.
 ///
 /// # Errors
 /// When there are no such CPUs, or this process may not make a thread a real-time one.
