@@ -146,6 +146,18 @@ __noinline int group_count(struct pv_task *t __arg_nonnull, s64 weight)
 }
 
 /*
+ * @p wants a CPU, or has got one. Called where it is queued and where its turn begins: what it is
+ * queued for goes by that, and one that is put on an idle CPU at once is not queued. Callbacks for
+ * no more than this, of which the kernel has two, are also called each time that a task goes from
+ * one CPU's run queue to another's.
+ */
+static inline void wants_to_run(struct task_struct *p, struct pv_task *t)
+{
+	if (!t->wanting)
+		group_count(t, own_weight(p));
+}
+
+/*
  * What cgroups leave of the weight of @t, in units of PV_PART_ONE. Also looks up
  * whether they limit what it may use.
  */

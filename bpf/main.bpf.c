@@ -121,6 +121,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 
+	wants_to_run(p, t);
 	slice = left_of_kthread(p, t, enq_flags);
 	if (slice) {
 		COUNT(enqueued_kthread);
@@ -280,16 +281,16 @@ static inline void take_part(struct pv_task *t)
  * who wait. It is in no queue yet, so it would lose to any of them, and two tasks
  * on a CPU would take turns whatever their weights.
  */
-__noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
+__noinline int goes_on(struct task_struct *prev __arg_trusted, struct pv_task *t __arg_nonnull,
+		       s32 cpu, u64 now)
 {
 	u32 llc = llc_of_cpu(cpu);
-	struct pv_task *t = task_of(prev);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
-	u64 now = clock_ns(), slice, waiting;
+	u64 slice, waiting;
 
-	if (!t || !c || !l || READ_ONCE(c->give_way))
+	if (!c || !l || READ_ONCE(c->give_way))
 		return false;
 	if (!anybody_queues(cpu, llc))
 		return false;
@@ -319,16 +320,15 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, s32 cpu)
  * come in or an urgent task runs: taken off now it would wait a whole round
  * with it.
  */
-__noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
+__noinline int keep_boosted(struct task_struct *prev __arg_trusted,
+			    struct pv_task *t __arg_nonnull, s32 cpu, u64 now)
 {
 	u32 llc = llc_of_cpu(cpu), verdict;
-	struct pv_task *t = task_of(prev);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
-	u64 now = clock_ns();
 
-	if (!t || !c || !l || !t->is_vcpu)
+	if (!c || !l)
 		return false;
 	page = charge(prev, t, now);
 	alone_end(t, c, l, now);
@@ -349,22 +349,17 @@ __noinline int keep_boosted(struct task_struct *prev __arg_trusted, s32 cpu)
 }
 
 /* Whether the exclusion group of @p, which runs on @cpu, has another CPU for it. */
-__noinline int is_away(struct task_struct *p __arg_trusted, s32 cpu)
+static inline bool is_away(struct task_struct *p, struct pv_task *t, s32 cpu)
 {
-	struct pv_task *t = task_of(p);
-	s32 home = t ? home_of(p, t) : -1;
+	s32 home = home_of(p, t);
 
 	return home >= 0 && home != cpu;
 }
 
 /* Whether the cgroups of @p, which runs, have nothing left that it might use. */
-__noinline int is_used_up(struct task_struct *p __arg_trusted)
+__noinline int is_used_up(struct task_struct *p __arg_trusted, struct pv_task *t __arg_nonnull,
+			  u64 now)
 {
-	struct pv_task *t = task_of(p);
-	u64 now = clock_ns();
-
-	if (!t || !t->limit)
-		return false;
 	charge(p, t, now);
 	spend(t);
 	return group_throttles(t->limit, now) != 0;
@@ -401,15 +396,16 @@ static inline void take_posts(struct pv_cpu *c, s32 cpu, u32 llc)
 
 void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 {
-	bool may_stay = prev && prev->scx.flags & SCX_TASK_QUEUED && !is_away(prev, cpu) &&
-			!is_used_up(prev);
+	struct pv_task *t = prev && prev->scx.flags & SCX_TASK_QUEUED ? task_of(prev) : NULL;
 	u64 now = clock_ns();
 	u32 llc = llc_of_cpu(cpu);
 	struct pv_cpu *c = cpu_of(cpu);
 	struct pv_llc *l = llc_of(llc);
+	bool may_stay;
 
 	if (!c || !l)
 		return;
+	may_stay = t && !is_away(prev, t, cpu) && !(t->limit && is_used_up(prev, t, now));
 	take_posts(c, cpu, llc);
 
 	/*
@@ -431,7 +427,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 		}
 	}
 
-	if (may_stay && keep_boosted(prev, cpu))
+	if (may_stay && t->is_vcpu && keep_boosted(prev, t, cpu, now))
 		return;
 	if (dispatch_boosted(cpu, llc))
 		return;
@@ -441,22 +437,18 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 		COUNT(resumed);
 		return;
 	}
-	if (may_stay && goes_on(prev, cpu))
+	if (may_stay && goes_on(prev, t, cpu, now))
 		return;
 	if (dispatch_fair(cpu, llc, c, l))
 		return;
 	if (may_stay) {
-		struct pv_task *t = task_of(prev);
-
 		/* Nobody else wants the CPU: a new turn begins. */
-		if (t) {
-			charge(prev, t, now);
-			alone_end(t, c, l, now);
-			t->extra_turn = 0;
-			take_part(t);
-			alone_begin(t, c, l, now);
-			turn_begin(c, t, prev->scx.weight, now);
-		}
+		charge(prev, t, now);
+		alone_end(t, c, l, now);
+		t->extra_turn = 0;
+		take_part(t);
+		alone_begin(t, c, l, now);
+		turn_begin(c, t, prev->scx.weight, now);
 		c->turn_end = now + slice_ns;
 		c->boosted_since = 0;
 		scx_bpf_task_set_slice(prev, slice_ns);
@@ -485,6 +477,7 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 	waits = queued || ((t->is_vcpu || t->extra_turn) && anybody_is_next(cpu));
 	clock = go_by(t, clock_for(p, home_of(p, t), cpu, llc));
 	chosen = t->vtime;
+	wants_to_run(p, t);
 	take_part(t);
 	if (t->is_vcpu) {
 		irq_settle(t, now);
@@ -557,18 +550,25 @@ void BPF_STRUCT_OPS(pvsched_running, struct task_struct *p)
 
 void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 {
-	s32 cpu = scx_bpf_task_cpu(p);
-	u32 llc = llc_of_cpu(cpu), verdict;
-	u64 now = clock_ns();
 	struct pv_task *t = task_of(p);
-	struct pv_cpu *c = cpu_of(cpu);
-	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
 	bool waiting, idle;
+	u32 llc, verdict;
+	struct pv_cpu *c;
+	struct pv_llc *l;
+	u64 now;
+	s32 cpu;
 
-	if (!t || !c || !l)
+	if (!t || (!t->is_vcpu && !t->limit))
 		return;
-	if (t->limit && is_used_up(p))
+	cpu = scx_bpf_task_cpu(p);
+	llc = llc_of_cpu(cpu);
+	c = cpu_of(cpu);
+	l = llc_of(llc);
+	if (!c || !l)
+		return;
+	now = clock_ns();
+	if (t->limit && is_used_up(p, t, now))
 		scx_bpf_task_set_slice(p, 0);
 	if (!t->is_vcpu)
 		return;
@@ -588,7 +588,7 @@ void BPF_STRUCT_OPS(pvsched_tick, struct task_struct *p)
 	 */
 	idle = waiting && t->guest_class == PVSCHED_CLASS_IDLE_CPU;
 	if ((!VERDICT_RANK(verdict) && (t->extra_turn || idle || now >= c->turn_end)) ||
-	    guard_is_due(c, now) || is_away(p, cpu))
+	    guard_is_due(c, now) || is_away(p, t, cpu))
 		scx_bpf_task_set_slice(p, 0);
 }
 
@@ -640,6 +640,17 @@ void BPF_STRUCT_OPS(pvsched_stopping, struct task_struct *p, bool runnable)
 	}
 	alone_end(t, c, l, now);
 	spend(t);
+	if (!runnable) {
+		group_count(t, 0);
+		/*
+		 * The kernel takes a task that runs off the run queue and puts it back at once when
+		 * its affinity, policy or the like changes, also when a BPF program in which it lost
+		 * the CPU lets it migrate again. Its turn goes on then, and is as urgent as it was:
+		 * only one that sleeps is in another state than TASK_RUNNING, 0.
+		 */
+		if (p->__state)
+			t->extra_turn = 0;
+	}
 	if (t->is_vcpu)
 		show_state(t, page, runnable ? PVSCHED_HOST_WAITING : PVSCHED_HOST_SLEEPING, cpu, now);
 	c->rank = 0;
@@ -683,6 +694,7 @@ void BPF_STRUCT_OPS(pvsched_disable, struct task_struct *p)
 
 	if (!t)
 		return;
+	group_count(t, 0);
 	WRITE_ONCE(t->state, PV_STATE_ELSEWHERE);
 	t->wants_since = 0;
 }
@@ -704,30 +716,6 @@ void BPF_STRUCT_OPS(pvsched_exit_task, struct task_struct *p, struct scx_exit_ta
 
 	if (t)
 		group_count(t, 0);
-}
-
-void BPF_STRUCT_OPS(pvsched_runnable, struct task_struct *p, u64 enq_flags)
-{
-	struct pv_task *t = task_of(p);
-
-	if (t)
-		group_count(t, own_weight(p));
-}
-
-void BPF_STRUCT_OPS(pvsched_quiescent, struct task_struct *p, u64 deq_flags)
-{
-	struct pv_task *t = task_of(p);
-
-	if (!t)
-		return;
-	group_count(t, 0);
-	/*
-	 * The kernel takes a task that runs off the run queue and puts it back at once when its
-	 * affinity, policy or the like changes, also when a BPF program in which it lost the CPU
-	 * lets it migrate again. Its turn goes on then, and is as urgent as it was.
-	 */
-	if (deq_flags & SCX_DEQ_SLEEP)
-		t->extra_turn = 0;
 }
 
 void BPF_STRUCT_OPS(pvsched_set_weight, struct task_struct *p, u32 weight)
@@ -829,8 +817,6 @@ SCX_OPS_DEFINE(pvsched_ops,
 	       .disable		= (void *)pvsched_disable,
 	       .init_task	= (void *)pvsched_init_task,
 	       .exit_task	= (void *)pvsched_exit_task,
-	       .runnable	= (void *)pvsched_runnable,
-	       .quiescent	= (void *)pvsched_quiescent,
 	       .set_weight	= (void *)pvsched_set_weight,
 	       .cgroup_init	= (void *)pvsched_cgroup_init,
 	       .cgroup_exit	= (void *)pvsched_cgroup_exit,

@@ -23,14 +23,13 @@ static inline bool has_group(struct pv_task *t)
 	return READ_ONCE(t->role) >> PVSCHED_ROLE_GROUP_SHIFT & PVSCHED_ROLE_GROUP_MASK;
 }
 
-/* The CPU that @p has to run on for its group's sake, or -1. */
-__noinline s32 home_of(struct task_struct *p __arg_trusted, struct pv_task *t __arg_nonnull)
+__noinline s32 home_in_group(struct task_struct *p __arg_trusted)
 {
 	struct pv_home *home;
 	s32 cpu;
 
 	/* Where it cannot leave its CPU now it has no other. */
-	if (!has_group(t) || is_migration_disabled(p))
+	if (is_migration_disabled(p))
 		return -1;
 	home = bpf_task_storage_get(&homes, p, 0, 0);
 	if (!home)
@@ -39,6 +38,12 @@ __noinline s32 home_of(struct task_struct *p __arg_trusted, struct pv_task *t __
 	if (cpu < 0 || cpu >= nr_cpu_ids || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 		return -1;
 	return cpu;
+}
+
+/* The CPU that @p has to run on for its group's sake, or -1. */
+static inline s32 home_of(struct task_struct *p, struct pv_task *t)
+{
+	return has_group(t) ? home_in_group(p) : -1;
 }
 
 #endif /* PVSCHED_ROLES_BPF_H */

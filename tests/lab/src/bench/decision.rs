@@ -11,6 +11,8 @@ use super::measure::{Better, Metric, Outcome, Scene};
 use super::messages;
 
 pub const BPF_PER_SWITCH: Metric = Metric::new("BPF per switch", "ns", Better::Lower);
+/// Schedulers differ in how often they switch for the same work.
+const BPF_PER_REQUEST: Metric = Metric::new("BPF per request", "ns", Better::Lower);
 const PROCESS_PER_SWITCH: Metric = Metric::new("process per switch", "ns", Better::Lower);
 const MEMORY: Metric = Metric::new("memory", "MiB", Better::Lower);
 const MAPS: Metric = Metric::new("BPF maps", "MiB", Better::Lower);
@@ -96,14 +98,15 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     let pids = scene.running.pids();
     let counting = Counting::start()?;
     let before = Usage::now(&pids)?;
-    messages::load(&scene.scale)?;
+    let done = messages::load(&scene.scale)?;
     let used = Usage::now(&pids)?.since(&before)?;
     drop(counting);
     #[allow(clippy::cast_precision_loss)]
-    let mib = |bytes: u64| bytes as f64 / MIB;
+    let (mib, requests) = (|bytes: u64| bytes as f64 / MIB, done.requests as f64);
     let memory = pids.iter().copied().map(memory_of).sum::<Result<u64>>()?;
     Ok(vec![
         (BPF_PER_SWITCH, used.bpf_ns / used.switches),
+        (BPF_PER_REQUEST, used.bpf_ns / requests),
         (PROCESS_PER_SWITCH, used.process_ns / used.switches),
         (MEMORY, mib(memory)),
         (MAPS, mib(map_bytes(&pids)?)),

@@ -290,7 +290,7 @@ pub const MEASURES: &[Measure] = &[
         name: "messages",
         about: "threads that wake workers, which compute, as schbench",
         seconds: 5,
-        run: Run::Host(messages::load),
+        run: Run::Host(messages::measure),
     },
     Measure {
         name: "compile",

@@ -32,20 +32,24 @@ const DURATION: Duration = Duration::from_secs(4);
 
 /// What came of it.
 #[derive(Debug)]
-struct Outcome {
+pub struct Outcome {
     /// From a wake-up to the worker running.
     latency: Histogram,
-    requests: u64,
+    pub requests: u64,
     elapsed: Duration,
 }
 
-pub fn load(scale: &Scale) -> Result<Results> {
-    let outcome = run(Setup {
+pub fn load(scale: &Scale) -> Result<Outcome> {
+    run(Setup {
         messengers: 2,
         workers: scale.cpus,
         units: 20,
         duration: scale.duration(DURATION),
-    })?;
+    })
+}
+
+pub fn measure(scale: &Scale) -> Result<Results> {
+    let outcome = load(scale)?;
     #[allow(clippy::cast_precision_loss)]
     let value = |number: u64| number as f64;
     Ok(vec![
