@@ -67,6 +67,10 @@ pub const HOST_SHARE: Metric = Metric::new("host tasks", "of share", Better::Hig
 /// The same of the vCPUs of a busy guest.
 pub const VM_SHARE: Metric = Metric::new("vCPUs", "of share", Better::Higher);
 
+/// How often a vCPU was too far ahead of its share for a boost. Where that happens its urgent tasks wait as
+/// others do: they take more than the share.
+const SPENT: Metric = Metric::new("budget spent", "times", Better::Lower);
+
 /// How much to do.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
@@ -136,6 +140,28 @@ impl Scene<'_> {
         match self.contender {
             Contender::Floor => 0,
             _ => self.scale.hogs(),
+        }
+    }
+
+    /// Takes a measure of a guest here, and sees how often budgets were spent meanwhile.
+    pub fn of_guest(&mut self, measure: fn(&mut Scene) -> Result<Outcome>) -> Result<Outcome> {
+        let before = self.spent()?;
+        let mut outcome = measure(self)?;
+        #[allow(clippy::cast_precision_loss)]
+        let times = |before, after: u64| after.saturating_sub(before) as f64;
+        if let (Some(before), Some(after)) = (before, self.spent()?) {
+            outcome.results.push((SPENT, times(before, after)));
+        }
+        Ok(outcome)
+    }
+
+    /// How often budgets have been spent since the scheduler started; `None` where there are none.
+    fn spent(&self) -> Result<Option<u64>> {
+        match self.running.pvsched() {
+            Ok(scheduler) if self.contender.cooperates() => {
+                Ok(scheduler.stats()?["throttled_task"].as_u64())
+            }
+            _ => Ok(None),
         }
     }
 

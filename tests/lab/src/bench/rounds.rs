@@ -265,16 +265,18 @@ impl Bench {
             std::thread::sleep(SETTLE);
         }
         let running = running.as_mut().context("it has just been started")?;
+        let mut scene = Scene {
+            stage: &mut self.stage,
+            contender,
+            running,
+            scale: self.scale,
+            round: usize::try_from(round - 1)?,
+            rounds: usize::try_from(self.rounds)?,
+        };
         let outcome = match measure.run {
             Run::Host(run) => run(&self.scale)?.into(),
-            Run::Guest(run) | Run::Scheduler(run) | Run::Ours(run) => run(&mut Scene {
-                stage: &mut self.stage,
-                contender,
-                running,
-                scale: self.scale,
-                round: usize::try_from(round - 1)?,
-                rounds: usize::try_from(self.rounds)?,
-            })?,
+            Run::Guest(run) => scene.of_guest(run)?,
+            Run::Scheduler(run) | Run::Ours(run) => run(&mut scene)?,
         };
         // A scheduler that was ejected would have left its numbers to the kernel's.
         running.check()?;
