@@ -146,10 +146,9 @@ __noinline int group_count(struct pv_task *t __arg_nonnull, s64 weight)
 }
 
 /*
- * @p wants a CPU, or has got one. Called where it is queued and where its turn begins: what it is
- * queued for goes by that, and one that is put on an idle CPU at once is not queued. Callbacks for
- * no more than this, of which the kernel has two, are also called each time that a task goes from
- * one CPU's run queue to another's.
+ * @p wants a CPU, or has got one. Called where it is queued, and where its turn begins as one that
+ * is put on an idle CPU at once is not queued. runnable() and quiescent() would know, too, but the
+ * kernel calls both also each time that a task goes from one CPU's run queue to another's.
  */
 static inline void wants_to_run(struct task_struct *p, struct pv_task *t)
 {

@@ -23,6 +23,7 @@ static inline bool has_group(struct pv_task *t)
 	return READ_ONCE(t->role) >> PVSCHED_ROLE_GROUP_SHIFT & PVSCHED_ROLE_GROUP_MASK;
 }
 
+/* home_of() of a vCPU that has a group. */
 __noinline s32 home_in_group(struct task_struct *p __arg_trusted)
 {
 	struct pv_home *home;

@@ -101,6 +101,7 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
     let done = messages::load(&scene.scale)?;
     let used = Usage::now(&pids)?.since(&before)?;
     drop(counting);
+    ensure!(done.requests > 0, "the load did not get to do anything");
     #[allow(clippy::cast_precision_loss)]
     let (mib, requests) = (|bytes: u64| bytes as f64 / MIB, done.requests as f64);
     let memory = pids.iter().copied().map(memory_of).sum::<Result<u64>>()?;
