@@ -117,6 +117,8 @@ enum Action {
     /// Inside a guest: work in each period as a real-time task, and tell how many were missed
     #[command(hide = true)]
     Periods {
+        /// Of sound at 48 kHz, in each period
+        frames: bench::audio::Frames,
         /// Milliseconds
         duration: u64,
     },
@@ -286,7 +288,9 @@ fn act(action: Action) -> Result<u8> {
         Action::Demo(args) => return demonstrate(args),
         Action::Bench(args) => return benchmark(args),
         Action::Echo => bench::echo::serve()?,
-        Action::Periods { duration } => bench::audio::serve(Duration::from_millis(duration))?,
+        Action::Periods { frames, duration } => {
+            bench::audio::serve(frames, Duration::from_millis(duration))?;
+        }
         Action::Spare { duration } => bench::needs::serve(Duration::from_millis(duration))?,
         Action::RoundTrips { duration } => {
             println!("{}", bench::echo::rate(Duration::from_millis(duration))?);

@@ -1,5 +1,5 @@
 //! A task in a guest that has something ready at each period's end, as sound has to be: 64 frames at
-//! 48 kHz are 1.33 ms.
+//! 48 kHz are 1.33 ms, 256 frames 5.33 ms.
 
 use std::time::Duration;
 
@@ -15,12 +15,25 @@ use crate::guest::Guest;
 use crate::hog::Hog;
 use crate::priority::{set_policy, Policy};
 
-const PERIOD: Duration = Duration::from_micros(1333);
+const RATE: u64 = 48_000;
 
-/// CPU time of the guest that each period takes: a twentieth of it. To wake up takes several times that
-/// on emulated processors, and both together have to be less than the vCPU's share, which no scheduler
-/// that is fair gives it more of.
-const WORK: Duration = Duration::from_micros(67);
+/// How many values of sound a period makes ready.
+pub type Frames = u16;
+
+/// Half of a CPU is the vCPU's share, and no scheduler that is fair gives it more. On emulated processors
+/// to wake up takes several times as long as the work, and more than that share with [`SHORT`] periods; with
+/// [`LONG`] ones there is something to win.
+const SHORT: Frames = 64;
+const LONG: Frames = 256;
+
+fn period(frames: Frames) -> Duration {
+    Duration::from_nanos(u64::from(frames) * 1_000_000_000 / RATE)
+}
+
+/// CPU time of the guest that each period takes.
+fn work(frames: Frames) -> Duration {
+    period(frames) / 20
+}
 
 const DURATION: Duration = Duration::from_secs(9);
 
@@ -64,13 +77,15 @@ impl Periods {
 /// Inside the guest: works in each period as a real-time task, and prints what came of it as JSON.
 ///
 /// # Errors
-/// When the task may not be a real-time one.
-pub fn serve(duration: Duration) -> Result<()> {
+/// When a period has no frames, or the task may not be a real-time one.
+pub fn serve(frames: Frames, duration: Duration) -> Result<()> {
+    let (period, work) = (period(frames), work(frames));
+    ensure!(!period.is_zero(), "a period of no frames never ends");
     set_policy(0, Policy::Fifo(PRIORITY))?;
     let now = || clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
     let used = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
     let (mut periods, start) = (Periods::default(), now()?);
-    let mut next = start + PERIOD;
+    let mut next = start + period;
     while next < start + duration {
         let at = nix::sys::time::TimeSpec::nanoseconds(i64::try_from(next.as_nanos())?);
         clock_nanosleep(
@@ -78,18 +93,18 @@ pub fn serve(duration: Duration) -> Result<()> {
             ClockNanosleepFlags::TIMER_ABSTIME,
             &at,
         )?;
-        let end = used()? + WORK;
+        let end = used()? + work;
         while used()? < end {}
-        let gone = periods.add(now()?.saturating_sub(next), PERIOD);
-        next += PERIOD * u32::try_from(gone)?;
+        let gone = periods.add(now()?.saturating_sub(next), period);
+        next += period * u32::try_from(gone)?;
     }
     println!("{}", serde_json::to_string(&periods)?);
     Ok(())
 }
 
-fn run(guest: &Guest, duration: Duration) -> Result<Periods> {
+fn run(guest: &Guest, frames: Frames, duration: Duration) -> Result<Periods> {
     let command = format!(
-        "exec taskset -c 1 pvsched-lab periods {}",
+        "exec taskset -c 1 pvsched-lab periods {frames} {}",
         duration.as_millis()
     );
     let text = guest.exec(&command, duration + MARGIN)?.ok()?;
@@ -99,15 +114,24 @@ fn run(guest: &Guest, duration: Duration) -> Result<Periods> {
     Ok(periods)
 }
 
-pub fn measure(scene: &mut Scene) -> Result<Outcome> {
+pub fn short(scene: &mut Scene) -> Result<Outcome> {
+    measure(scene, SHORT)
+}
+
+pub fn long(scene: &mut Scene) -> Result<Outcome> {
+    measure(scene, LONG)
+}
+
+fn measure(scene: &mut Scene, frames: Frames) -> Result<Outcome> {
     let guest = scene.stage.guest(scene.contender)?;
     // One for each CPU, so that a vCPU's share is half of one.
     let hogs = Hog::start(scene.hogs() / 2)?;
     let duration = scene.scale.duration(DURATION);
-    let (used, periods) = Used::during(guest, &hogs, || run(guest, duration))?;
-    let mut results: Results = vec![(MISSED, periods.missed_per_minute(PERIOD))];
+    let run = |duration| run(guest, frames, duration);
+    let (used, periods) = Used::during(guest, &hogs, || run(duration))?;
+    let mut results: Results = vec![(MISSED, periods.missed_per_minute(period(frames)))];
     if scene.finds_needs() {
-        results.push((NEEDS, needs::of(guest, || run(guest, needs::WHOLE))?.0));
+        results.push((NEEDS, needs::of(guest, || run(needs::WHOLE))?.0));
     }
     if scene.hogs() > 0 {
         results.extend(used.results());
@@ -118,6 +142,12 @@ pub fn measure(scene: &mut Scene) -> Result<Outcome> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn periods_last_as_long_as_their_sound() {
+        assert_eq!(period(SHORT).as_micros(), 1333);
+        assert_eq!(period(LONG).as_micros(), 5333);
+    }
 
     #[test]
     fn a_period_that_is_late_takes_those_with_it_that_go_by_meanwhile() {

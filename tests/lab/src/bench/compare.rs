@@ -18,14 +18,18 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     })
 }
 
+/// Beyond this a ratio only tells that one of the two is next to nothing.
+const MOST_TIMES: f64 = 1000.0;
+
 /// How many times as good ours is as another's number: above 1 is better, whichever direction
-/// the numbers have. Of two that are 0 neither is better.
+/// the numbers have, and at most [`MOST_TIMES`]. Of two that are 0 neither is better.
 fn times_as_good(better: Better, ours: f64, other: f64) -> f64 {
     let [ours, other] = [ours, other].map(|value| value.max(f64::MIN_POSITIVE));
-    match better {
+    let times = match better {
         Better::Higher => ours / other,
         Better::Lower => other / ours,
-    }
+    };
+    times.clamp(1.0 / MOST_TIMES, MOST_TIMES)
 }
 
 /// Ours against one other contender: the ratios of the rounds in which both were measured.
@@ -233,6 +237,14 @@ pub mod tests {
                 "scx_pvsched"
             ]
         );
+    }
+
+    #[test]
+    fn next_to_nothing_is_a_thousand_times_as_good_at_most() {
+        let times = |ours, other| times_as_good(Better::Lower, ours, other);
+        assert_eq!(times(0.0, 12.0), 1000.0);
+        assert_eq!(times(12.0, 0.0), 0.001);
+        assert_eq!(times(0.0, 0.0), 1.0);
     }
 
     #[test]

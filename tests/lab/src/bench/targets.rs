@@ -144,6 +144,11 @@ pub fn all(record: &Record) -> Vec<Target> {
             best("audio", "missed"),
         ),
         at_least(
+            "audio of 256 frames: times as few missed deadlines",
+            10.0,
+            best("audio-256", "missed"),
+        ),
+        at_least(
             "memcached p99: times as short",
             3.0,
             best("requests", "answer p99"),
