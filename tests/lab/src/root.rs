@@ -221,7 +221,7 @@ fn contents() -> String {
         "{SUITE} {} {} without {}\n",
         PACKAGES.join(" "),
         MOUNT_POINTS.join(" "),
-        emulator::FUNCTION
+        emulator::MENDED
     )
 }
 
