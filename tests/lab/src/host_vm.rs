@@ -223,12 +223,13 @@ impl<'a> Setup<'a> {
     /// our own making go unseen.
     pub fn boot(&'a self) -> Result<HostVm<'a>> {
         let start = Instant::now();
-        let first = match self.boot_within(BOOT_LIMIT) {
+        let limit = BOOT_LIMIT * self.options.accel.patience();
+        let first = match self.boot_within(limit) {
             Ok(vm) => return Ok(vm),
             Err(error) => error,
         };
         let vm = self
-            .boot_within(BOOT_LIMIT)
+            .boot_within(limit)
             .context("the host VM did not boot, twice")?;
         let seconds = start.elapsed().as_secs();
         eprintln!("lab: retried boot 1×: host VM, up after {seconds} s; before: {first:#}");
@@ -316,7 +317,7 @@ impl HostVm<'_> {
             if Instant::now() >= deadline {
                 return Ok(End::Timeout);
             }
-            if self.channel.silence() > SILENCE_LIMIT {
+            if self.channel.silence() > SILENCE_LIMIT * self.setup.options.accel.patience() {
                 self.last_words();
                 return Ok(End::Hang);
             }

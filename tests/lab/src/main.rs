@@ -551,7 +551,7 @@ fn benchmark(args: BenchArgs) -> Result<u8> {
         return Ok(0);
     }
     let (cache, checkout) = (Cache::open()?, Checkout::find()?);
-    let estimate = options.estimate()?;
+    let estimate = options.estimate()? * host.machine.accel.patience();
     for peer in options.peers()? {
         peer.build(&checkout)?;
     }
