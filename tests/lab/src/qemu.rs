@@ -70,9 +70,8 @@ impl Arguments {
 
     /// The port of the agent, on a socket that QEMU connects to.
     ///
-    /// It notifies by port: where QEMU emulates the virtualisation, a guest under KVM of 6.18 was
-    /// ended at what looked like a memory-mapped notification ("KVM internal error. Suberror: 3").
-    /// The few guests tried with port I/O since were not; the cause is not proven.
+    /// It notifies by port: an emulator with the last of the faults that [`crate::emulator`] mends has KVM of
+    /// 6.18 end guests at memory-mapped notifications ("KVM internal error. Suberror: 3").
     pub fn agent(&mut self, socket: &Path) -> &mut Self {
         self.option("-device", "virtio-serial-pci,modern-pio-notify=on")
             .option(
