@@ -107,12 +107,18 @@ impl Function {
         Ok(Self { address, code })
     }
 
-    /// The 32 bits behind the only place in it that looks so.
-    fn number_behind(&self, program: &[u8], instruction: &[u8]) -> Option<i32> {
-        let code = &program[self.code.clone()];
-        let mut places = (0..code.len()).filter(|at| code[*at..].starts_with(instruction));
-        let number = number_at(code, places.next()? + instruction.len());
-        number.filter(|_| places.next().is_none())
+    /// Where in the file the only place in it is that looks so.
+    fn only(&self, program: &[u8], bytes: &[u8]) -> Option<usize> {
+        let mut places = self
+            .code
+            .clone()
+            .filter(|at| program[*at..self.code.end].starts_with(bytes));
+        places.next().filter(|_| places.next().is_none())
+    }
+
+    /// The 32 bits behind that.
+    fn number_behind(&self, program: &[u8], bytes: &[u8]) -> Option<i32> {
+        number_at(program, self.only(program, bytes)? + bytes.len())
     }
 }
 
@@ -171,12 +177,9 @@ fn forget_vector(program: &mut [u8]) -> Result<()> {
 
 /// Has an event that was delivered cleared altogether.
 fn forget_event(program: &mut [u8]) -> Result<()> {
-    let function = Function::find(program, DELIVER_ALL)?;
-    let code = &mut program[function.code];
-    let mut places = (0..code.len()).filter(|at| code[*at..].starts_with(&ALL_BUT_VALID));
-    let place = places.next().filter(|_| places.next().is_none());
-    let place = place.with_context(|| format!("{DELIVER_ALL} is not as expected"))?;
-    code[place..place + ALL_BUT_VALID.len()].fill(0);
+    let valid = Function::find(program, DELIVER_ALL)?.only(program, &ALL_BUT_VALID);
+    let valid = valid.with_context(|| format!("{DELIVER_ALL} is not as expected"))?;
+    program[valid..valid + ALL_BUT_VALID.len()].fill(0);
     Ok(())
 }
 
