@@ -22,7 +22,7 @@ pub enum Accel {
     Kvm,
     /// QEMU's emulation, of an AMD processor with virtualisation
     Tcg,
-    /// The same by counted instructions: what the machine does besides changes no time, but all takes longer
+    /// The same, timed by the instructions that are executed; takes several times as long
     Icount,
 }
 
