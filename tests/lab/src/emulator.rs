@@ -17,10 +17,11 @@
 //! is taken out.
 //!
 //! [`do_interrupt_all`](DELIVER_ALL) notes what a guest is being delivered in `EVENTINJ`, and in the end clears
-//! its bit "valid" only. The next `#VMEXIT` shows the rest as `EXITINTINFO`. KVM of 6.18 looks at the type in
-//! there (`svm_check_emulate_instruction`), and takes an access to emulated memory for one in the middle of an
-//! exception's delivery if nothing but such an exception has come before it since the guest was entered: it
-//! gives up ("KVM internal error. Suberror: 3"). So all of it is cleared.
+//! its bit "valid" only. The next `#VMEXIT` shows the rest as `EXITINTINFO`. KVM as of 6.18 seems to look at the
+//! type in there alone (a patch for it does, `exit_int_info & SVM_EXITINTINFO_TYPE_MASK`), and to take an access to
+//! emulated memory for one in the middle of an exception's delivery if nothing but such an exception has come
+//! before it since the guest was entered: it gives up ("KVM internal error. Suberror: 3"). Guests that were
+//! stopped so run where all of it is cleared.
 //!
 //! The last two show most where instructions are counted (`-icount`), as CPUs leave their loops all the time: no guest
 //! came up with the second, and QEMU stopped guests that have a network card with the third.
