@@ -14,12 +14,9 @@
 /* Tasks that wait for @cpu, in PVSCHED_CAPACITY_LOAD_ONE. Those put ahead do so only for a moment. */
 static inline u64 load_of(s32 cpu, u32 llc)
 {
-	s32 own = scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)), shared = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
 	struct pv_llc *l = llc_of(llc);
 
-	if (own < 0 || shared < 0 || !l)
-		return 0;
-	return pv_load(own, shared, l->cpus);
+	return l ? pv_load(nr_queued(CPU_DSQ(cpu)), nr_queued(FAIR_DSQ(llc)), l->cpus) : 0;
 }
 
 /* The vCPU on @cpu is in @state from now on; @page is NULL when its guest says nothing. */

@@ -227,6 +227,8 @@ struct pv_cpu {
 	u32 turn_of;		/* whose turn it is where the queues do not tell */
 	s32 vcpu;		/* thread id of the vCPU that runs, 0 if none does */
 	s32 process;		/* process id of what runs */
+	u32 boosts_used;	/* a vCPU has waited in its own boost queue */
+	u32 rsvd;
 	u32 post_tail;		/* posts: next to write; any CPU */
 	u32 post_head;		/* next to read; this CPU only */
 	s32 posts[PV_POSTS];	/* thread ids of vCPUs, minus numbers of cgroups, 0 empty */
@@ -242,7 +244,7 @@ struct pv_wanting {
 struct pv_llc {
 	u64 clock;		/* how far fair turns have got, in virtual time */
 	u32 cpus;		/* online CPUs in it */
-	u32 rsvd;
+	u32 boosts_used;	/* a vCPU has waited in its boost queue */
 } __attribute__((aligned(64)));
 
 /*

@@ -155,7 +155,7 @@ void BPF_STRUCT_OPS(pvsched_enqueue, struct task_struct *p, u64 enq_flags)
 	if (!c || !l)
 		return;
 	dsq = home >= 0 || is_pinned(p) ? CPU_DSQ(cpu) : FAIR_DSQ(llc);
-	waiting = waiting_for(cpu, llc, l);
+	waiting = waiting_for(l, nr_queued(CPU_DSQ(cpu)), nr_queued(FAIR_DSQ(llc)));
 	clock = go_by(t, clock_for(p, home, cpu, llc));
 	credit = usual_charge(enq_flags & SCX_ENQ_WAKEUP ? slice_ns : PV_OWED_MAX_NS);
 	if (enq_flags & SCX_ENQ_WAKEUP) {
@@ -227,7 +227,7 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 			return true;
 	}
 
-	if (scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0) {
+	if (nr_queued(CPU_DSQ(cpu))) {
 		u64 mine = first_vtime(CPU_DSQ(cpu), cpu), ours = first_vtime(FAIR_DSQ(llc), cpu);
 
 		/* Only for others as far as was looked: perhaps nobody, so both take turns. */
@@ -251,14 +251,11 @@ static inline bool dispatch_fair(s32 cpu, u32 llc, struct pv_cpu *c, struct pv_l
 	return false;
 }
 
-/* Whether a task in a fair queue for @cpu is behind @vtime, or as far, or may be. */
+/* Whether a task in a fair queue for @cpu, which has some, is behind @vtime, or as far, or may be. */
 static inline bool has_claim(u64 dsq, s32 cpu, u64 vtime)
 {
-	u64 first;
+	u64 first = first_vtime(dsq, cpu);
 
-	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
-		return false;
-	first = first_vtime(dsq, cpu);
 	return !first || !pv_before(vtime, first);
 }
 
@@ -289,18 +286,22 @@ __noinline int goes_on(struct task_struct *prev __arg_trusted, struct pv_task *t
 	struct pv_llc *l = llc_of(llc);
 	struct pvsched_page *page;
 	u64 slice, waiting;
+	u32 own, shared;
 
 	if (!c || !l || READ_ONCE(c->give_way))
 		return false;
-	if (!anybody_queues(cpu, llc))
+	own = nr_queued(CPU_DSQ(cpu));
+	shared = nr_queued(FAIR_DSQ(llc));
+	if (!own && !shared && !nr_boosted(llc) && !nr_boosted_here(cpu))
 		return false;
 	page = charge(prev, t, now);
 	alone_end(t, c, l, now);
 	/* One that goes on and on is never enqueued, but may be owed no more than others. */
-	waiting = waiting_for(cpu, llc, l);
+	waiting = waiting_for(l, own, shared);
 	t->vtime = pv_enter_vtime(t->vtime, clock_read(t->clock), usual_charge(PV_OWED_MAX_NS),
 				  usual_charge(pv_most_ahead(waiting)));
-	if (has_claim(CPU_DSQ(cpu), cpu, t->vtime) || has_claim(FAIR_DSQ(llc), cpu, t->vtime))
+	if ((own && has_claim(CPU_DSQ(cpu), cpu, t->vtime)) ||
+	    (shared && has_claim(FAIR_DSQ(llc), cpu, t->vtime)))
 		return false;
 	clock_advance(c, l, t->vtime);
 	take_part(t);
@@ -417,8 +418,7 @@ void BPF_STRUCT_OPS(pvsched_dispatch, s32 cpu, struct task_struct *prev)
 		scx_bpf_task_set_slice(prev, c->guarded_until - now);
 		return;
 	}
-	if (guard_is_due(c, now) && (scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
-				     scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0)) {
+	if (guard_is_due(c, now) && (nr_queued(FAIR_DSQ(llc)) || nr_queued(CPU_DSQ(cpu)))) {
 		WRITE_ONCE(c->guarded_until, now + slice_min_ns);
 		if (dispatch_fair(cpu, llc, c, l)) {
 			COUNT(guarded);

@@ -22,9 +22,8 @@ static inline void interrupt_now(struct pv_cpu *c, s32 cpu, s32 tid)
 /* Whether a vCPU waits ahead of what @cpu runs, or @cpu has to look whether one does. */
 static inline bool anybody_is_ahead(struct pv_cpu *c, u32 cpu)
 {
-	return READ_ONCE(c->post_head) != READ_ONCE(c->post_tail) ||
-	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc_here(c))) > 0 ||
-	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
+	return READ_ONCE(c->post_head) != READ_ONCE(c->post_tail) || nr_boosted(llc_here(c)) ||
+	       nr_boosted_here(cpu);
 }
 
 /*

@@ -20,37 +20,74 @@
 #define CPU_DSQ(cpu)	(0x30000ULL + (u32)(cpu))
 #define CPU_BOOST_DSQ(cpu) (0x40000ULL + (u32)(cpu))
 
-/* Where a boosted vCPU waits that has this home, or none (-1) and is served by @llc. */
+/*
+ * Where a boosted vCPU waits that has this home, or none (-1) and is served by @llc. Whoever asks is
+ * about to put one there: from now on it is looked into.
+ */
 static inline u64 boost_dsq(s32 home, u32 llc)
 {
-	return home >= 0 ? CPU_BOOST_DSQ(home) : BOOST_DSQ(llc);
+	struct pv_cpu *c;
+	struct pv_llc *l;
+
+	if (home >= 0) {
+		c = cpu_of(home);
+		if (c && !READ_ONCE(c->boosts_used))
+			WRITE_ONCE(c->boosts_used, 1);
+		return CPU_BOOST_DSQ(home);
+	}
+	l = llc_of(llc);
+	if (l && !READ_ONCE(l->boosts_used))
+		WRITE_ONCE(l->boosts_used, 1);
+	return BOOST_DSQ(llc);
+}
+
+/* The kernel looks each queue up in a hash table: worth it where somebody may wait. */
+static inline u32 nr_queued(u64 dsq)
+{
+	s32 nr = scx_bpf_dsq_nr_queued(dsq);
+
+	return nr > 0 ? nr : 0;
+}
+
+/* How many boosted vCPUs wait for any CPU of @llc. */
+static inline u32 nr_boosted(u32 llc)
+{
+	struct pv_llc *l = llc_of(llc);
+
+	return l && READ_ONCE(l->boosts_used) ? nr_queued(BOOST_DSQ(llc)) : 0;
+}
+
+/* How many boosted vCPUs have @cpu for their home and wait for it. */
+static inline u32 nr_boosted_here(s32 cpu)
+{
+	struct pv_cpu *c = cpu_of(cpu);
+
+	return c && READ_ONCE(c->boosts_used) ? nr_queued(CPU_BOOST_DSQ(cpu)) : 0;
 }
 
 /* A boosted turn is judged again at every tick; this bounds it should ticks stop. */
 #define BOOST_SLICE_NS	(20 * PV_NSEC_PER_MSEC)
 
-/* Tasks that wait for @cpu: those that wait for no other, and its part of its cache domain's. */
-static inline u64 waiting_for(s32 cpu, u32 llc, struct pv_llc *l)
+/*
+ * Tasks that wait for a CPU of @l: its @own, that wait for no other, and its part of the cache
+ * domain's, @shared.
+ */
+static inline u64 waiting_for(struct pv_llc *l, u32 own, u32 shared)
 {
-	s32 shared = scx_bpf_dsq_nr_queued(FAIR_DSQ(llc));
-	s32 own = scx_bpf_dsq_nr_queued(CPU_DSQ(cpu));
-
-	return (own > 0 ? (u32)own : 0) + (shared > 0 ? (u32)shared / (l->cpus ?: 1) : 0);
+	return own + shared / (l->cpus ?: 1);
 }
 
 /* Whether a task waits that goes by a clock. The kernel's per-CPU threads, when woken, do not. */
 __noinline int anybody_queues(s32 cpu, u32 llc)
 {
-	return scx_bpf_dsq_nr_queued(FAIR_DSQ(llc)) > 0 ||
-	       scx_bpf_dsq_nr_queued(BOOST_DSQ(llc)) > 0 ||
-	       scx_bpf_dsq_nr_queued(CPU_DSQ(cpu)) > 0 ||
-	       scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
+	return nr_queued(FAIR_DSQ(llc)) || nr_queued(CPU_DSQ(cpu)) || nr_boosted(llc) ||
+	       nr_boosted_here(cpu);
 }
 
 /* Whether the kernel has a task for @cpu already. */
 static inline bool anybody_is_next(s32 cpu)
 {
-	return scx_bpf_dsq_nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
+	return nr_queued(SCX_DSQ_LOCAL_ON | cpu) > 0;
 }
 
 static inline bool anybody_waits(s32 cpu, u32 llc)
@@ -71,8 +108,6 @@ __noinline u64 first_vtime(u64 dsq, s32 cpu)
 	u64 vtime = 0;
 	u32 looks = 0;
 
-	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
-		return 0;
 	p = __COMPAT_scx_bpf_dsq_peek(dsq);
 	if (!p)
 		return 0;
@@ -96,7 +131,8 @@ __noinline u64 first_vtime(u64 dsq, s32 cpu)
  */
 __noinline u64 not_beyond_first(u64 vtime, s32 cpu, u32 llc)
 {
-	u64 ours = first_vtime(FAIR_DSQ(llc), cpu), mine = first_vtime(CPU_DSQ(cpu), cpu);
+	u64 ours = first_vtime(FAIR_DSQ(llc), cpu);
+	u64 mine = nr_queued(CPU_DSQ(cpu)) ? first_vtime(CPU_DSQ(cpu), cpu) : 0;
 
 	if (ours && pv_before(ours, vtime))
 		vtime = ours;
@@ -191,8 +227,6 @@ static inline u32 rank_of_first(u64 dsq, s32 cpu)
 {
 	struct task_struct *p;
 
-	if (scx_bpf_dsq_nr_queued(dsq) <= 0)
-		return PV_RANK_NONE;
 	p = __COMPAT_scx_bpf_dsq_peek(dsq);
 	if (!p || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 		return PV_RANK_NONE;
@@ -202,8 +236,8 @@ static inline u32 rank_of_first(u64 dsq, s32 cpu)
 /* The rank of the most urgent that waits for @cpu, in @llc. */
 __noinline u32 first_rank(u32 llc, s32 cpu)
 {
-	u32 ours = rank_of_first(BOOST_DSQ(llc), cpu);
-	u32 mine = rank_of_first(CPU_BOOST_DSQ(cpu), cpu);
+	u32 ours = nr_boosted(llc) ? rank_of_first(BOOST_DSQ(llc), cpu) : PV_RANK_NONE;
+	u32 mine = nr_boosted_here(cpu) ? rank_of_first(CPU_BOOST_DSQ(cpu), cpu) : PV_RANK_NONE;
 
 	return mine > ours ? mine : ours;
 }
@@ -211,12 +245,13 @@ __noinline u32 first_rank(u32 llc, s32 cpu)
 /* The next boosted turn: of the CPU's own queue and the cache domain's, the more urgent. */
 static inline bool dispatch_boosted(s32 cpu, u32 llc)
 {
-	bool mine = scx_bpf_dsq_nr_queued(CPU_BOOST_DSQ(cpu)) > 0;
+	bool ours = nr_boosted(llc), mine = nr_boosted_here(cpu);
 
-	if (mine && rank_of_first(CPU_BOOST_DSQ(cpu), cpu) >= rank_of_first(BOOST_DSQ(llc), cpu) &&
+	if (mine && (!ours || rank_of_first(CPU_BOOST_DSQ(cpu), cpu) >=
+			      rank_of_first(BOOST_DSQ(llc), cpu)) &&
 	    scx_bpf_dsq_move_to_local(CPU_BOOST_DSQ(cpu), 0))
 		return true;
-	return scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0) ||
+	return (ours && scx_bpf_dsq_move_to_local(BOOST_DSQ(llc), 0)) ||
 	       (mine && scx_bpf_dsq_move_to_local(CPU_BOOST_DSQ(cpu), 0));
 }
 
