@@ -23,10 +23,14 @@ use crate::process::tail;
 use crate::qemu::{Arguments, Qemu, COMMAND_LINE};
 use crate::root::Root;
 use crate::topology::Topology;
+use crate::turns;
 
 /// From power-on to the agent's greeting; measured at 12 to 17 s on an idle machine and at up to
 /// 44 s on a busy one.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// How often turns are bounded anew while the machine boots.
+const TURN_RETRY: Duration = Duration::from_millis(200);
 
 /// The agent speaks every 2 s, so this long a silence is a machine that has hung.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -133,6 +137,11 @@ impl<'a> Setup<'a> {
         &self.release
     }
 
+    /// How many times as long as by emulation something may take on them.
+    pub fn patience(&self) -> u32 {
+        self.options.accel.patience()
+    }
+
     pub(crate) fn root(&self) -> &Root {
         &self.root
     }
@@ -164,6 +173,10 @@ impl<'a> Setup<'a> {
 
     fn monitor(&self) -> PathBuf {
         self.folder.path().join("monitor.sock")
+    }
+
+    fn test_protocol(&self) -> PathBuf {
+        self.folder.path().join("qtest.sock")
     }
 
     /// Copies the console to where reports go, for a look after the run.
@@ -223,7 +236,7 @@ impl<'a> Setup<'a> {
     /// our own making go unseen.
     pub fn boot(&'a self) -> Result<HostVm<'a>> {
         let start = Instant::now();
-        let limit = BOOT_LIMIT * self.options.accel.patience();
+        let limit = BOOT_LIMIT * self.patience();
         let first = match self.boot_within(limit) {
             Ok(vm) => return Ok(vm),
             Err(error) => error,
@@ -245,9 +258,13 @@ impl<'a> Setup<'a> {
         let listener = Channel::listen(&socket)?;
         let mut arguments = Arguments::default();
         arguments.agent(&socket).monitor(&self.monitor());
+        let turn = self.options.accel.turn();
+        if turn.is_some() {
+            arguments.test_protocol(&self.test_protocol());
+        }
         let mut qemu = Qemu::start(self.command(&mut arguments, "").stdin(Stdio::null()))?;
         let channel = Channel::accept(&listener, || qemu.running())?;
-        if !channel.wait_up(limit) {
+        if !self.wait_up(&channel, limit, turn)? {
             let what = if channel.closed() { "stopped" } else { "hung" };
             bail!(
                 "it {what} in boot; its console ends so:\n{}",
@@ -259,6 +276,23 @@ impl<'a> Setup<'a> {
             qemu,
             channel,
         })
+    }
+
+    /// Waits for the agent; where turns are to be bounded, does so from the moment on that the kernel uses the HPET.
+    fn wait_up(&self, channel: &Channel, limit: Duration, turn: Option<Duration>) -> Result<bool> {
+        let Some(turn) = turn else {
+            return Ok(channel.wait_up(limit));
+        };
+        let start = Instant::now();
+        while !channel.wait_up(TURN_RETRY) {
+            if channel.closed() || start.elapsed() > limit {
+                return Ok(false);
+            }
+            // What QEMU or the kernel does not take yet, or undoes, comes again.
+            let _ = turns::bound(&self.test_protocol(), turn);
+        }
+        turns::bound(&self.test_protocol(), turn)?;
+        Ok(true)
     }
 
     /// Runs the machine with this terminal as its own until its shell ends.
@@ -317,7 +351,7 @@ impl HostVm<'_> {
             if Instant::now() >= deadline {
                 return Ok(End::Timeout);
             }
-            if self.channel.silence() > SILENCE_LIMIT * self.setup.options.accel.patience() {
+            if self.channel.silence() > SILENCE_LIMIT * self.setup.patience() {
                 self.last_words();
                 return Ok(End::Hang);
             }

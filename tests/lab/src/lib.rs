@@ -49,5 +49,6 @@ pub mod steady;
 pub mod survey;
 pub mod systemd;
 pub mod topology;
+mod turns;
 mod vmlinux;
 pub mod wakes;

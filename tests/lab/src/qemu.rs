@@ -92,6 +92,15 @@ impl Arguments {
         )
     }
 
+    /// QEMU's test protocol, which reads and writes the machine's memory and registers, on a socket that QEMU makes.
+    pub fn test_protocol(&mut self, socket: &Path) -> &mut Self {
+        self.option(
+            "-qtest",
+            format!("unix:{},server=on,wait=off", escape(socket)),
+        )
+        .option("-qtest-log", "none")
+    }
+
     /// A network device whose frames come from and go to datagram sockets: `from`, which QEMU makes,
     /// and `to`.
     pub fn network(&mut self, from: &Path, to: &Path, mac: [u8; 6]) -> &mut Self {
