@@ -51,6 +51,10 @@ pub struct Options {
     /// A third of the work and a single round: to see that all of it runs
     #[arg(long)]
     pub quick: bool,
+    /// A third of the work, as with --quick, of all measures and contenders in all rounds: enough where
+    /// time goes by counted instructions, whose figures hardly move
+    #[arg(long)]
+    pub brief: bool,
     /// Go on with the finished rounds of an interrupted run of the same setup
     #[arg(long)]
     pub resume: bool,
@@ -87,6 +91,7 @@ impl Options {
         let base = self.base.iter();
         arguments.extend(base.map(|program| format!("--base={}", program.display())));
         arguments.extend(self.quick.then(|| "--quick".to_owned()));
+        arguments.extend(self.brief.then(|| "--brief".to_owned()));
         arguments.extend(self.resume.then(|| "--resume".to_owned()));
         arguments
     }
@@ -97,6 +102,11 @@ impl Options {
         } else {
             self.rounds
         }
+    }
+
+    /// Whether measures do a third of their work.
+    pub fn is_brief(&self) -> bool {
+        self.brief || self.quick
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -197,7 +207,11 @@ impl Options {
             let concerned = measures.iter().filter(|m| m.concerns(&contender));
             let seconds: u32 = concerned.map(|measure| measure.seconds).sum();
             // A third of the work, and all that comes with it.
-            let seconds = if self.quick { seconds * 2 / 3 } else { seconds };
+            let seconds = if self.is_brief() {
+                seconds * 2 / 3
+            } else {
+                seconds
+            };
             round += SWITCH_GUESS + Duration::from_secs(seconds.into());
         }
         let boots = if self.has_guests()? {
@@ -206,7 +220,7 @@ impl Options {
             Duration::ZERO
         };
         let growth = if self.grows() {
-            growth::estimate(self.quick)
+            growth::estimate(self.is_brief())
         } else {
             Duration::ZERO
         };
@@ -252,6 +266,7 @@ mod tests {
             "--only=mixed",
             "--contenders=kernel,scx_pvsched",
             "--quick",
+            "--brief",
             "--resume",
             "--seed=3",
             "--engine=rustland",

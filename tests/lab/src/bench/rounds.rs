@@ -94,7 +94,7 @@ impl Bench {
     fn new(options: &Options, out: &Path, stop: Arc<AtomicBool>) -> Result<Self> {
         let scale = Scale {
             cpus: std::thread::available_parallelism()?.get(),
-            quick: options.quick,
+            quick: options.is_brief(),
         };
         let (measures, contenders) = (options.measures()?, options.contenders()?);
         let setup = setup(options, &measures, &contenders, scale)?;
@@ -357,7 +357,7 @@ fn setup(
         "guest_kernel": options.guest_kernel.to_string(),
         "measures": Value::Object(about.into_iter().collect()),
         "rounds": options.rounds(),
-        "quick": options.quick,
+        "quick": options.is_brief(),
         "seed": options.seed,
         "scheduler_args": options.scheduler_args,
     }))
