@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use nix::time::{clock_gettime, ClockId};
 
+use pvsched_lab::accel::Accel;
 use pvsched_lab::bench;
 use pvsched_lab::cache::Cache;
 use pvsched_lab::channel::Event;
@@ -18,7 +19,7 @@ use pvsched_lab::demo;
 use pvsched_lab::guest::Guest;
 use pvsched_lab::here;
 use pvsched_lab::host_args::{HostArgs, MachineArgs};
-use pvsched_lab::host_vm::{console_tail, End, Setup};
+use pvsched_lab::host_vm::{self, console_tail, End, Setup};
 use pvsched_lab::kernels::{Kernel, Offer};
 use pvsched_lab::matrix::{self, Table};
 use pvsched_lab::prepare::{offered, prepare, sweep};
@@ -393,19 +394,27 @@ fn test(host: HostArgs, binary: &Path, only: &[String], tries: u32) -> Result<u8
     let names = promises::list(binary, only)?;
     sweep(&cache)?;
     let _lock = prepare(&cache, &[host.kernel], false)?;
-    let mut options = host.settled(&cache, &checkout)?;
+    let options = host.settled(&cache, &checkout)?;
     let file = binary.file_name().context("the binary has no name")?;
     // The host VM has the target folder at /usr/local/bin.
     let inside = Path::new("/usr/local/bin/deps").join(file);
-    // Those without a wish come first, in the topology asked for.
-    let mut by_topology = BTreeMap::<_, Vec<_>>::new();
+    // Those without a wish come first, on the host VM asked for.
+    let mut by_wish = BTreeMap::<_, Vec<_>>::new();
     for name in names {
-        let topology = promises::topology(&name);
-        by_topology.entry(topology).or_default().push(name);
+        let wish = (promises::counted(&name), promises::topology(&name));
+        by_wish.entry(wish).or_default().push(name);
     }
     let mut failed = 0;
-    for (topology, names) in by_topology {
-        options.topology = topology.unwrap_or(options.topology);
+    for ((counted, topology), names) in by_wish {
+        let options = host_vm::Options {
+            topology: topology.unwrap_or(options.topology),
+            accel: if counted {
+                Accel::Icount
+            } else {
+                options.accel
+            },
+            ..options.clone()
+        };
         let setup = Setup::new(&cache, &checkout, &options)?;
         let counts = promises::run(&setup, &inside.display().to_string(), &names, tries)?;
         setup.keep_console()?;

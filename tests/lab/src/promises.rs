@@ -68,6 +68,12 @@ pub fn topology(name: &str) -> Option<Topology> {
         .find_map(|numbers| numbers.replace('_', ",").parse().ok())
 }
 
+/// Whether a test needs time that goes by as instructions are executed: it is in a module `counted`.
+#[must_use]
+pub fn counted(name: &str) -> bool {
+    name.split("::").any(|module| module == "counted")
+}
+
 /// How one try went.
 struct Try {
     /// `Ok` when it passed, with what it measured; else what there is to show.
@@ -79,7 +85,8 @@ struct Try {
 fn attempt(vm: &mut HostVm, setup: &Setup, binary: &str, name: &str) -> Result<Try> {
     let mut output = Vec::new();
     let argv = [binary, "--exact", name, "--test-threads=1", "--nocapture"];
-    let end = vm.run(&argv, TEST_LIMIT, |bytes| {
+    let limit = TEST_LIMIT * setup.patience();
+    let end = vm.run(&argv, limit, |bytes| {
         output.extend_from_slice(bytes);
         Ok(())
     })?;
@@ -95,7 +102,7 @@ fn attempt(vm: &mut HostVm, setup: &Setup, binary: &str, name: &str) -> Result<T
         }
         End::Exit(status) => (format!("status {status}"), String::new()),
         End::Timeout => (
-            format!("not done after {TEST_LIMIT:?}"),
+            format!("not done after {limit:?}"),
             console_tail(&setup.console()),
         ),
         End::Hang => (
@@ -202,6 +209,14 @@ mod tests {
         assert_eq!(of(&["::b", "host"]), ["chain::b", "host::c"]);
         assert_eq!(of(&[]).len(), 3);
         assert!(of(&["none"]).is_empty());
+    }
+
+    #[test]
+    fn a_module_names_the_time_that_its_tests_need() {
+        assert!(counted("bench::counted::a_test"));
+        for other in ["bench::a_test", "bench::counted_a_test"] {
+            assert!(!counted(other), "{other}");
+        }
     }
 
     #[test]
