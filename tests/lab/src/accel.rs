@@ -26,8 +26,9 @@ pub enum Accel {
     Icount,
 }
 
-/// An instruction is 2 ns. While all processors are idle time goes by as it does on the machine: files come
-/// from there, and would else take minutes to be read.
+/// An instruction is 2 ns. While all processors are idle time goes from one timer to the next, however long that
+/// takes on the machine: with [`TURN`] none is far away, and what comes from the machine, such as files, is late by
+/// some times what it takes there. Without, seconds went by before anything was read.
 const ICOUNT: &[&str] = &[
     "-accel",
     "tcg,thread=single",
