@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
@@ -296,7 +296,14 @@ impl<'a> Setup<'a> {
     }
 
     /// Runs the machine with this terminal as its own until its shell ends.
+    ///
+    /// # Errors
+    /// When time is to go by as instructions are executed: it would not wait for who types.
     pub fn shell(&self) -> Result<()> {
+        ensure!(
+            self.options.accel.turn().is_none(),
+            "a shell cannot have --accel icount: idle time does not go by as it does for who types"
+        );
         let mut arguments = Arguments::default();
         arguments
             .option("-device", "virtio-serial-pci")

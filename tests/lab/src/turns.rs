@@ -6,7 +6,7 @@
 //! expires periodically, and is not to interrupt anybody, is such a timer too, and bounds all turns.
 //!
 //! It is set from outside, by QEMU's test protocol, so that any kernel can run within. Linux uses the first two comparators,
-//! and stops and resets the counter when it boots: this is for a machine that is up.
+//! and stops and resets the counter when it boots, so that it is to be set again until the machine is up.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
