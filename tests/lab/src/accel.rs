@@ -28,7 +28,7 @@ pub enum Accel {
 
 /// An instruction is 2 ns. While all processors are idle time goes from one timer to the next, however long that
 /// takes on the machine: with [`TURN`] none is far away, and what comes from the machine, such as files, is late by
-/// some times what it takes there. Without, seconds went by before anything was read.
+/// some times what it takes there. Without, idle time ran away while files were read.
 const ICOUNT: &[&str] = &[
     "-accel",
     "tcg,thread=single",
@@ -40,7 +40,8 @@ const ICOUNT: &[&str] = &[
 
 /// On 6.18 with two CPUs, one of which computes, the other's timers were late by 0.5 ms on average and 1.9 at most without a
 /// limit, by 36 to 43 µs and 48 at most with 50 µs, by 26 µs and 45 at most with 20 and also with 10 (`cyclictest
-/// --interval=1000`, a thousand times); 20 µs made the machine slower by a quarter, 10 by two thirds.
+/// --interval=1000`, a thousand times; one boot each). The same script took 1.27 times as long with 20 µs as without a limit, its
+/// boot included, and 1.7 times with 10.
 const TURN: Duration = Duration::from_micros(20);
 
 impl Accel {

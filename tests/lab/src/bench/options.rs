@@ -51,8 +51,8 @@ pub struct Options {
     /// A third of the work and a single round: to see that all of it runs
     #[arg(long)]
     pub quick: bool,
-    /// A third of the work, as with --quick, of all measures and contenders in all rounds: enough where
-    /// time goes by counted instructions, whose figures hardly move
+    /// A third of the work, as with --quick, of all measures and contenders in all rounds: for
+    /// where time goes by counted instructions, and a second takes several
     #[arg(long)]
     pub brief: bool,
     /// Go on with the finished rounds of an interrupted run of the same setup
